@@ -1,0 +1,58 @@
+"""shardcache: materialise a dataset once, then feed training from memory-mapped, compressed shards.
+
+>>> import shardcache
+>>> cache = shardcache.build(my_map_dataset, "caches/train", num_workers=8)  # doctest: +SKIP
+>>> loader = shardcache.CachedDataset(cache, batch_size=256, shuffle=True).loader(num_workers=4)  # doctest: +SKIP
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from shardcache import errors
+from shardcache.errors import *  # noqa: F403
+
+if TYPE_CHECKING:
+    from shardcache.builder.build import build
+    from shardcache.read.cache import Cache, open
+    from shardcache.read.collate import Meta, Pad, Padded
+    from shardcache.read.dataset import CachedDataset
+    from shardcache.read.loader import Loader
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build": "shardcache.builder.build",
+    "open": "shardcache.read.cache",
+    "Cache": "shardcache.read.cache",
+    "CachedDataset": "shardcache.read.dataset",
+    "Loader": "shardcache.read.loader",
+    "Meta": "shardcache.read.collate",
+    "Pad": "shardcache.read.collate",
+    "Padded": "shardcache.read.collate",
+}
+
+__all__ = [
+    "Cache",
+    "CachedDataset",
+    "Loader",
+    "Meta",
+    "Pad",
+    "Padded",
+    "build",
+    "open",
+    *errors.__all__,
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names are loaded when they are first used, so that the command line starts without torch."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'shardcache' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,134 @@
+"""``build``: source -> rows -> blocks -> shards -> published cache."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shardcache.builder import pool
+from shardcache.builder.probe import Options, draw_up
+from shardcache.builder.progress import Progress
+from shardcache.builder.source import Recipe, Source
+from shardcache.builder.staging import Staging
+from shardcache.errors import CacheExistsError, UsageError
+from shardcache.format import compression, shard, spec
+from shardcache.format.manifest import Manifest
+from shardcache.read.cache import Cache
+from shardcache.read.cache import open as open_cache
+
+if TYPE_CHECKING:
+    from shardcache.builder.shards import ShardRecord
+
+
+def build(
+    dataset: Any,
+    path: str | os.PathLike[str],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    layout: str = "shuffled",
+    seed: int = 0,
+    codec: str | Mapping[str, str] = "auto",
+    num_workers: int = 0,
+    if_exists: str = "error",
+    block_bytes: int = spec.DEFAULT_BLOCK_BYTES,
+    progress: bool = True,
+) -> Cache:
+    """Materialise a map-style dataset into a cache, once.
+
+    Args:
+        dataset: what has ``__len__`` and ``__getitem__``; or a callable that makes it (called with ``kwargs``); or
+            ``"package.module:callable"`` or ``"file.py:callable"``.
+        path: the directory to be made. An existing one is never overwritten unasked.
+        layout: ``"shuffled"``: rows lie in a seeded random order, so that every shard is a fair sample. ``"source"``:
+            in the dataset's own order, for validation sets, sequences whose neighbours matter, and sources without
+            cheap random access.
+        seed: of the shuffled layout.
+        codec: ``"auto"`` (by column, from real rows), ``"zstd"``, ``"zstd:LEVEL"`` (negative ones too), ``"none"``, or
+            a dict of these by column name; columns that are not named are ``"auto"``.
+        num_workers: processes that read the dataset and write shards; 0 builds in this process. The result is the same
+            to the bit.
+        if_exists: ``"error"``; ``"open"``: return the cache that is there; ``"replace"``: build a new one, then swap.
+        block_bytes: raw bytes of a block, the unit of reading; a block has at most 1,024 rows.
+        progress: show a bar where standard error is a terminal.
+
+    Returns:
+        The open cache.
+
+    Raises:
+        UsageError: an argument is wrong.
+        SourceError: the dataset is empty, its length or a sample cannot be read (the message has the index), or a
+            sample holds something that cannot be stored.
+        CacheExistsError: something is at ``path``.
+        StorageError: the disk is full or may not be written.
+        BuildError: anything else that stopped the build. Shards that were finished are kept in ``path + ".partial"``,
+            and the same call continues there.
+    """
+    options = Options(layout, seed, codec, block_bytes)
+    options.check()
+    _check(num_workers, if_exists)
+    target = Path(path).absolute()
+    if _is_taken(target, if_exists):
+        return open_cache(target)
+    recipe = Recipe(dataset, kwargs)
+    source = Source(recipe())
+    with Staging(target) as staging:
+        plan = _stamped(draw_up(source, options))
+        records = staging.begin(plan)
+        for record in _records(recipe, source, plan, records, staging, num_workers, progress):
+            staging.keep(record)
+            records[record.number] = record
+        staging.publish(plan, records, replace=if_exists == "replace")
+    return open_cache(target)
+
+
+def _records(
+    recipe: Recipe,
+    source: Source,
+    plan: Manifest,
+    done: "dict[int, ShardRecord]",
+    staging: Staging,
+    num_workers: int,
+    progress: bool,
+) -> Any:
+    shards = [number for number in range(-(-plan.blocks // plan.blocks_per_shard)) if number not in done]
+    rows = sum(plan.block_rows(number) for number in _blocks(plan, done))
+    with Progress(plan.samples, rows, progress) as report:
+        if num_workers:
+            source.kept.clear()
+            workers = min(num_workers, len(shards))
+            yield from pool.build_in_workers(recipe, plan, shards, staging.directory, report, workers)
+        else:
+            yield from pool.build_here(source, plan, shards, staging.directory, report)
+
+
+def _blocks(plan: Manifest, shards: "dict[int, ShardRecord]") -> list[int]:
+    first = [number * plan.blocks_per_shard for number in shards]
+    return [block for start in first for block in range(start, min(start + plan.blocks_per_shard, plan.blocks))]
+
+
+def _check(num_workers: int, if_exists: str) -> None:
+    if type(num_workers) is not int or num_workers < 0:
+        raise UsageError(f"num_workers must be 0 or more, was {num_workers!r}")
+    if if_exists not in ("error", "open", "replace"):
+        raise UsageError(f"if_exists must be 'error', 'open' or 'replace', was {if_exists!r}")
+
+
+def _is_taken(target: Path, if_exists: str) -> bool:
+    """Whether the cache is there and wanted as it is; what may not be touched is an error."""
+    if not target.exists() and not target.is_symlink():
+        return False
+    is_cache = (target / spec.MANIFEST_NAME).is_file()
+    if is_cache and if_exists != "error":
+        return if_exists == "open"
+    if not target.is_dir() or any(target.iterdir()):
+        advice = "if_exists='open' or 'replace' says what to do with it" if is_cache else "choose another path"
+        raise CacheExistsError(f"{target}: {'a cache' if is_cache else 'something else'} is here already; {advice}")
+    return False
+
+
+def _stamped(plan: Manifest) -> Manifest:
+    """The plan with what else decides about the exact bytes: versions and page size."""
+    written_by = {"zstd": compression.library_version(), "lmdb": shard.library_version()}
+    return msgspec.structs.replace(plan, written_by=written_by, page_bytes=shard.page_bytes())

@@ -1,0 +1,69 @@
+"""Rows -> the stored values of a block."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from shardcache.errors import BuildError, UnsupportedTypeError
+from shardcache.format import block, columns, compression
+from shardcache.format.block import Place
+from shardcache.format.columns import Encoded
+from shardcache.format.nested import Refused
+from shardcache.format.schema import Column
+
+MAX_VALUE_BYTES = (1 << 32) - (1 << 20)  # what one LMDB value holds, with room for its page headers
+
+
+def encode_columns(schema: Sequence[Column], rows: list[list[Any]], indices: Sequence[int]) -> list[Encoded | None]:
+    """Each column of a block; ``rows`` has one list of values a sample, ``indices`` the samples' source indices.
+
+    Raises :class:`UnsupportedTypeError` with the sample's index, the column and the type.
+    """
+    encoded = []
+    for column, values in zip(schema, zip(*rows, strict=True), strict=True):
+        try:
+            encoded.append(columns.encode(column, values))
+        except Refused as error:
+            row, _, path = error.path.partition("/")
+            present = [index for index, value in zip(indices, values, strict=True) if columns.is_value(value)]
+            name = column.name.rstrip("/") if not path else f"{column.name.rstrip('/')}/{path}"
+            raise UnsupportedTypeError(
+                f"sample {present[int(row or 0)]}, column {name!r}: {error.what} cannot be stored "
+                "(tensors, arrays, numbers, text, bytes, images, None, and tuples, lists, dicts and dataclasses of them can)"
+            ) from None
+    return encoded
+
+
+class BlockEncoder:
+    """Turns the rows of one block after another into (key, stored value) pairs, and counts the bytes."""
+
+    def __init__(self, schema: Sequence[Column], cache_id: bytes, shard: int) -> None:
+        self._schema, self._cache_id, self._shard = schema, cache_id, shard
+        self._levels = [compression.parse_codec(column.codec) for column in schema]
+        self.forms: list[set[int]] = [set() for _ in schema]
+        self.raw_bytes = [0] * len(schema)
+        self.stored_bytes = [0] * len(schema)
+        self.index = bytearray()
+
+    def encode(self, number: int, rows: list[list[Any]], indices: Sequence[int]) -> Iterator[tuple[bytes, bytearray]]:
+        """The pairs of the shard's block ``number``, keys ascending."""
+        encoded = encode_columns(self._schema, rows, indices)
+        for position, one in enumerate(encoded):
+            self.index.append(columns.NO_VALUE if one is None else one.form)
+            if one is None:
+                continue
+            self.forms[position].add(one.form)
+            yield self._seal(number, position, None, one.body)
+            for row, data in one.large_rows.items():
+                yield self._seal(number, position, row, data)
+
+    def _seal(self, number: int, position: int, row: int | None, body: bytes) -> tuple[bytes, bytearray]:
+        key = block.value_key(number, position, row)
+        place = Place(self._cache_id, self._shard, key, self._schema[position].name)
+        value = block.seal(body, self._levels[position], place)
+        if len(value) > MAX_VALUE_BYTES:
+            raise BuildError(
+                f"{place}: {len(value):,} bytes after compression; LMDB holds at most {MAX_VALUE_BYTES:,} in one value"
+            )
+        self.raw_bytes[position] += len(body)
+        self.stored_bytes[position] += len(value)
+        return key, value

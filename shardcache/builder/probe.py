@@ -1,0 +1,164 @@
+"""Before the work starts: a few real samples decide structure, codecs, and how many rows make a block and a shard.
+
+Everything here is a function of the samples and the options, never of a clock: two builds of the same data are the same
+bytes.
+"""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from shardcache.builder import codecs
+from shardcache.builder.encode import encode_columns
+from shardcache.builder.infer import infer
+from shardcache.builder.source import Source
+from shardcache.errors import UsageError
+from shardcache.format import compression, manifest, spec
+from shardcache.format.manifest import Manifest
+from shardcache.format.permutation import Permutation, derive
+from shardcache.format.schema import Column, Node, splitter
+
+_PROBE_SAMPLES = 128
+_PROBE_BYTES = 32 << 20
+_PROBE_STREAM = 0x50524F4245  # "PROBE"
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the user may decide about a build's result."""
+
+    layout: str = "shuffled"
+    seed: int = 0
+    codec: str | Mapping[str, str] = "auto"
+    block_bytes: int = spec.DEFAULT_BLOCK_BYTES
+
+    def check(self) -> None:
+        """:class:`UsageError` where an option has no sense."""
+        if self.layout not in ("shuffled", "source"):
+            raise UsageError(f"layout must be 'shuffled' or 'source', was {self.layout!r}")
+        if type(self.seed) is not int or not -(1 << 63) <= self.seed < 1 << 63:
+            raise UsageError(f"seed must be an int of 64 bits, was {self.seed!r}")
+        if type(self.block_bytes) is not int or not 1 <= self.block_bytes <= 1 << 30:
+            raise UsageError(f"block_bytes must be 1..{1 << 30}, was {self.block_bytes!r}")
+        given = self.codec.values() if isinstance(self.codec, Mapping) else [self.codec]
+        for codec in given:
+            if not isinstance(codec, str):
+                raise UsageError(f"codec must be a string or a dict by column, was {self.codec!r}")
+            if codec != "auto":
+                compression.parse_codec(codec)
+
+
+def draw_up(source: Source, options: Options) -> Manifest:
+    """The plan of a build: a manifest that has no shards yet.
+
+    What was read here is kept in ``source``, so that no sample is read twice.
+    """
+    indices, samples = _read_probe(source)
+    structure, columns = infer(samples)
+    rows = _split(structure, samples)
+    encoded = encode_columns(columns, rows, indices)
+    sizes = [len(one.body) + sum(map(len, one.large_rows.values())) if one else 0 for one in encoded]
+    row_bytes = max(1, sum(sizes) / len(samples))
+    rows_per_block = max(1, min(int(options.block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, source.samples))
+    bodies = [one.body if one else b"" for one in encoded]
+    chosen = _with_codecs(structure, columns, rows, rows_per_block, options)
+    plan = Manifest(
+        format=spec.FORMAT_NAME,
+        version=spec.FORMAT_VERSION,
+        cache_id="",
+        byte_order=sys.byteorder,
+        page_bytes=0,
+        written_by={},
+        samples=source.samples,
+        layout=options.layout,
+        seed=options.seed,
+        rows_per_block=rows_per_block,
+        blocks_per_shard=_blocks_per_shard(source.samples, rows_per_block, row_bytes),
+        structure=structure,
+        columns=chosen,
+        totals=(),
+        shards=(),
+    )
+    source.kept = dict(zip(indices, samples, strict=True))
+    return msgspec.structs.replace(plan, cache_id=_cache_id(plan, bodies))
+
+
+def _read_probe(source: Source) -> tuple[list[int], list[Any]]:
+    """The first sample, the last, and others from everywhere; all of them in a small dataset."""
+    count = min(source.samples, max(16, min(_PROBE_SAMPLES, source.samples // 8)))
+    spread = Permutation(source.samples, derive(0, _PROBE_STREAM))
+    order = dict.fromkeys([0, source.samples - 1, *(spread.forward(k) for k in range(count))])
+    indices, samples, volume = [], [], 0
+    for index in list(order)[:count]:
+        samples.append(source.read(index))
+        indices.append(index)
+        volume += _size(samples[-1])
+        if volume > _PROBE_BYTES:
+            break
+    return indices, samples
+
+
+def _size(sample: Any) -> int:
+    """Bytes of a sample, roughly: enough to stop in time."""
+    if isinstance(sample, (list, tuple)):
+        return sum(map(_size, sample))
+    if isinstance(sample, dict):
+        return sum(map(_size, sample.values()))
+    if hasattr(sample, "__dataclass_fields__"):
+        return sum(_size(getattr(sample, name)) for name in sample.__dataclass_fields__)
+    if isinstance(sample, (bytes, str)):
+        return len(sample)
+    if hasattr(sample, "getbands"):
+        return int(sample.width * sample.height * len(sample.getbands()))
+    return int(getattr(sample, "nbytes", 8))
+
+
+def _split(structure: Node, samples: Sequence[Any]) -> list[list[Any]]:
+    split, rows = splitter(structure), []
+    for sample in samples:
+        values: list[Any] = []
+        split(sample, values)
+        rows.append(values)
+    return rows
+
+
+def _with_codecs(
+    structure: Node, columns: Sequence[Column], rows: list[list[Any]], rows_per_block: int, options: Options
+) -> tuple[Column, ...]:
+    """The columns with a codec each: as asked for, or chosen from what real blocks come to."""
+    given = options.codec if isinstance(options.codec, Mapping) else {}
+    names = {column.name for column in columns}
+    unknown = sorted(set(given) - names)
+    if unknown:
+        known = ", ".join(sorted(name for name in names if not name.endswith("/")))
+        raise UsageError(f"codec for {unknown[0]!r}: there is no such column; the columns are {known}")
+    default = "auto" if isinstance(options.codec, Mapping) else options.codec
+    chosen = []
+    for position, column in enumerate(columns):
+        codec = given.get(column.name, default)
+        if codec == "auto":
+            values = [row[position] for row in rows]
+            codec, why = codecs.choose(column, values, rows_per_block)
+        else:
+            level = compression.parse_codec(codec)
+            codec, why = "none" if level is None else f"zstd:{level}", "as asked for"
+        chosen.append(msgspec.structs.replace(column, codec=codec, why=why))
+    return tuple(chosen)
+
+
+def _blocks_per_shard(samples: int, rows_per_block: int, row_bytes: float) -> int:
+    """At least 64 shards where that leaves 8 MiB each, and shards well below 512 MiB."""
+    wanted = samples * row_bytes / spec.MIN_SHARDS
+    shard_bytes = min(max(wanted, spec.MIN_SHARD_BYTES), spec.MAX_SHARD_BYTES)
+    return max(1, int(shard_bytes / (rows_per_block * row_bytes)))
+
+
+def _cache_id(plan: Manifest, bodies: list[bytes]) -> str:
+    """An id that two caches share only if plan and probed samples are the same."""
+    digest = hashlib.sha256(manifest.encode(plan))
+    for body in bodies:
+        digest.update(len(body).to_bytes(8, "little"))
+        digest.update(body)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,74 @@
+"""One shard: its rows are read from the source, laid into blocks, and written to a file."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from shardcache.builder.encode import BlockEncoder
+from shardcache.builder.source import Source
+from shardcache.format import block, spec
+from shardcache.format.block import Place
+from shardcache.format.manifest import ColumnTotals, Manifest
+from shardcache.format.schema import splitter
+from shardcache.format.shard import ShardSeal, ShardWriter
+
+_INDEX_LEVEL = 3
+
+
+class ShardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the manifest will say of a finished shard."""
+
+    number: int
+    seal: ShardSeal
+    totals: tuple[ColumnTotals, ...]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Progress since the last report: samples read, bytes before and after compression."""
+
+    samples: int
+    raw_bytes: int
+    stored_bytes: int
+
+
+def build_shard(
+    source: Source, plan: Manifest, number: int, directory: Path, report: Callable[[Report], None]
+) -> ShardRecord:
+    """Write shard ``number`` of ``plan`` into ``directory``; whatever goes wrong, no part of it stays there."""
+    cache_id = bytes.fromhex(plan.cache_id)
+    encoder = BlockEncoder(plan.columns, cache_id, number)
+    split = splitter(plan.structure)
+    with ShardWriter(directory / spec.shard_name(number)) as writer:
+        for local in range(plan.shard_blocks(number)):
+            indices = source_indices(plan, number * plan.blocks_per_shard + local)
+            before = sum(encoder.raw_bytes), sum(encoder.stored_bytes)
+            for key, value in encoder.encode(local, _read_rows(source, split, indices), indices):
+                writer.put(key, value)
+            raw, stored = sum(encoder.raw_bytes) - before[0], sum(encoder.stored_bytes) - before[1]
+            report(Report(len(indices), raw, stored))
+        place = Place(cache_id, number, spec.INDEX_KEY)
+        writer.put(spec.INDEX_KEY, block.seal(bytes(encoder.index), _INDEX_LEVEL, place))
+        seal = writer.finish()
+    totals = zip(encoder.forms, encoder.raw_bytes, encoder.stored_bytes, strict=True)
+    return ShardRecord(number, seal, tuple(ColumnTotals(tuple(sorted(forms)), raw, st) for forms, raw, st in totals))
+
+
+def source_indices(plan: Manifest, number: int) -> list[int]:
+    """The source indices of the rows of a block of the cache."""
+    start = number * plan.rows_per_block
+    rows = np.arange(start, start + plan.block_rows(number))
+    permutation = plan.permutation()
+    indices: list[int] = (rows if permutation is None else permutation.forward(rows)).tolist()
+    return indices
+
+
+def _read_rows(source: Source, split: Callable[[Any, list[Any]], None], indices: Sequence[int]) -> list[list[Any]]:
+    rows = []
+    for index in indices:
+        values: list[Any] = []
+        split(source.read(index), values)
+        rows.append(values)
+    return rows

@@ -1,0 +1,131 @@
+"""The dataset that is being built: made from what the user gave, read one sample at a time."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shardcache.errors import SampleError, SourceError, UsageError
+
+
+class Source:
+    """A map-style dataset with its length, whose errors name the sample."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.samples = _length(dataset)
+        self.kept: dict[int, Any] = {}  # samples that were read ahead, so that nothing is read twice
+
+    def read(self, index: int) -> Any:
+        """``dataset[index]``; :class:`SampleError` where it raises."""
+        if index in self.kept:
+            return self.kept.pop(index)
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            text = f"dataset[{index}] raised {type(error).__name__}: {error}"
+            if isinstance(error, IndexError):
+                text += f" (len(dataset) says {self.samples})"
+            raise SampleError(text) from error
+
+
+def _length(dataset: Any) -> int:
+    try:
+        samples = len(dataset)
+    except Exception as error:
+        raise SourceError(
+            f"len() of the dataset ({type(dataset).__qualname__}) raised {type(error).__name__}: {error}; "
+            "a map-style dataset with __len__ and __getitem__ is needed"
+        ) from error
+    if not samples:
+        raise SourceError(f"the dataset ({type(dataset).__qualname__}) is empty: len() is 0")
+    return samples
+
+
+class Recipe:
+    """How to make the dataset, in this process or in a worker.
+
+    ``dataset`` is a dataset; a callable that makes one, called with ``kwargs``; or ``"package.module:callable"`` or
+    ``"file.py:callable"``, which is imported first. Can be pickled where ``dataset`` can.
+    """
+
+    def __init__(self, dataset: Any, kwargs: Mapping[str, Any] | None) -> None:
+        self._dataset, self._kwargs = dataset, dict(kwargs or {})
+        self._is_made = _is_dataset(dataset) and not isinstance(dataset, str)
+        if self._is_made and kwargs:
+            raise UsageError("kwargs= goes with a callable that makes the dataset; a dataset was given")
+        if not (self._is_made or isinstance(dataset, str) or callable(dataset)):
+            raise UsageError(
+                "a dataset must have __len__ and __getitem__, or be a callable that makes one, or 'module:callable'; "
+                f"was {type(dataset).__module__}.{type(dataset).__qualname__}"
+            )
+
+    def __call__(self) -> Any:
+        if self._is_made:
+            return self._dataset
+        factory = _load(self._dataset) if isinstance(self._dataset, str) else self._dataset
+        if _is_dataset(factory) and not self._kwargs:
+            return factory
+        name = self._dataset if isinstance(self._dataset, str) else getattr(factory, "__qualname__", repr(factory))
+        if not callable(factory):
+            raise UsageError(f"{name} cannot be called with arguments; it is of type {type(factory).__qualname__}")
+        try:
+            return factory(**self._kwargs)
+        except Exception as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in self._kwargs.items())
+            raise SourceError(f"{name}({given}) raised {type(error).__name__}: {error}") from error
+
+
+def _is_dataset(thing: Any) -> bool:
+    return not isinstance(thing, type) and hasattr(thing, "__getitem__") and hasattr(thing, "__len__")
+
+
+def _load(target: str) -> Any:
+    """What ``"package.module:name"`` or ``"file.py:name"`` names."""
+    module_name, _, name = target.rpartition(":")
+    if not module_name or not name:
+        raise UsageError(f"target {target!r}: must be 'package.module:callable' or 'file.py:callable'")
+    try:
+        module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise SourceError(f"importing {module_name} raised {type(error).__name__}: {error}") from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"target {target!r}: {module_name} has no {name!r}")
+        found = getattr(found, part)
+    return found
+
+
+def _load_module(name: str) -> Any:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise UsageError(f"there is no module {error.name!r} here ({os.getcwd()})") from None
+        raise
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"there is no file {str(path)!r}")
+    path = path.resolve()
+    name = path.stem
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if name not in sys.modules:
+        sys.modules[name] = module  # so that its classes can be pickled
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,156 @@
+"""The directory beside the cache in which it grows, and the moment at which it becomes the cache.
+
+``DIR.partial`` holds ``plan.json`` (the manifest without shards), finished shards, and a record for each of them. A
+build that was interrupted leaves it behind, and the same call continues there. Publishing writes the manifest, removes
+what only the build needed, and renames the directory: readers see nothing or everything.
+"""
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import msgspec
+
+from shardcache.builder.shards import ShardRecord
+from shardcache.errors import BuildInProgressError, BuildMismatchError, CacheExistsError, StorageError
+from shardcache.format import manifest, spec
+from shardcache.format.manifest import ColumnTotals, Manifest
+
+_PLAN = "plan.json"
+_LOCK = "lock"
+_SHOWN = 3
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Every refusal of the file system as a :class:`StorageError` that names the path."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise StorageError(f"{path}: cannot be written ({reason})") from error
+
+
+class Staging:
+    """Where a build keeps what it has done so far; a context manager that holds the build's lock."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.directory = target.with_name(target.name + ".partial")
+        self._lock = filelock.FileLock(self.directory / _LOCK)
+
+    def __enter__(self) -> "Staging":
+        with storage_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise BuildInProgressError(f"{self.target}: another process is building this cache now") from None
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+        if not any(self.directory.glob("shard-*.json")) and not (self.directory / spec.MANIFEST_NAME).exists():
+            shutil.rmtree(self.directory, ignore_errors=True)  # nothing in it is worth continuing
+
+    def begin(self, plan: Manifest) -> dict[int, ShardRecord]:
+        """Write the plan down, or find it there; returns the shards that are done already."""
+        path = self.directory / _PLAN
+        with storage_errors(self.directory):
+            if not path.exists():
+                _write(path, manifest.encode(plan))
+                return {}
+            found = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        if manifest.encode(found) != manifest.encode(plan):
+            raise BuildMismatchError(
+                f"{self.directory} holds an interrupted build of something else ({_difference(found, plan)}); "
+                "delete it, or build with what it was begun with"
+            )
+        records = {}
+        for file in self.directory.glob("shard-*.json"):
+            record = msgspec.json.decode(file.read_bytes(), type=ShardRecord)
+            shard = self.directory / spec.shard_name(record.number)
+            if shard.is_file() and shard.stat().st_size == record.seal.file_bytes:
+                records[record.number] = record
+        for file in self.directory.glob("shard-*.lmdb*"):
+            if file.name not in {spec.shard_name(number) for number in records}:
+                file.unlink()
+        return records
+
+    def keep(self, record: ShardRecord) -> None:
+        """Remember that a shard is finished."""
+        path = self.directory / f"shard-{record.number:05d}.json"
+        with storage_errors(path):
+            _write(path, msgspec.json.encode(record))
+
+    def publish(self, plan: Manifest, records: dict[int, ShardRecord], replace: bool) -> Manifest:
+        """Make the directory the cache."""
+        ordered = [records[number] for number in sorted(records)]
+        totals = tuple(map(_sum, zip(*(record.totals for record in ordered), strict=True)))
+        whole = msgspec.structs.replace(plan, totals=totals, shards=tuple(record.seal for record in ordered))
+        with storage_errors(self.target):
+            _write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
+            for file in [*self.directory.glob("shard-*.json"), self.directory / _PLAN, self.directory / _LOCK]:
+                file.unlink(missing_ok=True)
+            _sync_directory(self.directory)
+            self._rename(replace)
+            _sync_directory(self.target.parent)
+        return msgspec.structs.replace(whole, digest="")
+
+    def _rename(self, replace: bool) -> None:
+        old = self.target.with_name(f"{self.target.name}.replaced-{os.getpid()}")
+        if self.target.exists():
+            if any(self.target.iterdir()):
+                if not replace:
+                    raise CacheExistsError(f"{self.target}: something appeared here while the cache was built")
+                self.target.rename(old)
+            else:
+                self.target.rmdir()
+        self.directory.rename(self.target)
+        if old.exists():
+            shutil.rmtree(old)
+
+
+def _sum(parts: tuple[ColumnTotals, ...]) -> ColumnTotals:
+    forms = sorted({form for part in parts for form in part.forms})
+    return ColumnTotals(tuple(forms), sum(part.raw_bytes for part in parts), sum(part.stored_bytes for part in parts))
+
+
+def _difference(found: Manifest, plan: Manifest) -> str:
+    names = [name for name in plan.__struct_fields__ if getattr(found, name) != getattr(plan, name)]
+    if names in (["cache_id"], ["cache_id", "digest"]):
+        return "the samples differ"
+    said = [
+        f"{name}: {getattr(found, name)!r} there, {getattr(plan, name)!r} now"
+        for name in names
+        if name not in ("cache_id", "digest", "structure", "columns")
+    ]
+    said += ["the columns differ"] if {"structure", "columns"} & set(names) else []
+    return "; ".join(said[:_SHOWN])
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of the file or nothing of it, also after a power cut: write beside, fsync, rename."""
+    beside = path.with_name(path.name + ".new")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,106 @@
+"""A stored value: a body, perhaps compressed, behind a prefix that binds it to its place (``spec``, section 5)."""
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from shardcache.errors import BuildError, DamagedBlockError
+from shardcache.format import compression, spec
+
+_PREFIX = struct.Struct("<Q6sBB")
+_KEY = struct.Struct(">IHH")
+_SHARD = struct.Struct("<I")
+PREFIX_BYTES = _PREFIX.size
+
+Body = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def value_key(block: int, column: int, row: int | None = None) -> bytes:
+    """The key of a column's value of a block (numbered in its shard), or of one large row of it."""
+    return _KEY.pack(block, column, 0 if row is None else row + 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stored value belongs: it is refused anywhere else. ``column`` is only for messages."""
+
+    cache_id: bytes
+    shard: int
+    key: bytes
+    column: str = ""
+
+    def seed(self) -> int:
+        """The seed of the value's hash."""
+        return xxhash.xxh3_64_intdigest(b"".join((self.cache_id, _SHARD.pack(self.shard), self.key)))
+
+    def __str__(self) -> str:
+        if self.key == spec.INDEX_KEY:
+            return f"shard {self.shard:05d}, its index"
+        block, column, part = _KEY.unpack(self.key)
+        row = f", row {part - 1}" if part else ""
+        return f"shard {self.shard:05d}, block {block}{row}, column {self.column or column!r}"
+
+
+def seal(body: bytes, level: int | None, place: Place) -> bytearray:
+    """A body as a stored value; ``level`` of zstd, or None to store it as it is."""
+    if len(body) > spec.MAX_BODY_BYTES:
+        raise BuildError(f"{place}: {len(body)} bytes, the format holds at most {spec.MAX_BODY_BYTES} in one value")
+    codec, stored = compression.NONE, body
+    if level is not None and body:
+        codec, stored = compression.ZSTD, compression.compress(body, level)
+    value = bytearray(PREFIX_BYTES + len(stored))
+    value[PREFIX_BYTES:] = stored
+    _PREFIX.pack_into(value, 0, 0, len(body).to_bytes(6, "little"), codec, 0)
+    digest = xxhash.xxh3_64_intdigest(memoryview(value)[8:], seed=place.seed())
+    value[:8] = digest.to_bytes(8, "little")
+    return value
+
+
+def body_bytes(value: memoryview, place: Place) -> int:
+    """Check a stored value and return the length of its body."""
+    if len(value) < PREFIX_BYTES:
+        raise damaged(place, f"{len(value)} bytes, at least {PREFIX_BYTES} were stored")
+    digest, length, codec, zero = _PREFIX.unpack_from(value)
+    found = xxhash.xxh3_64_intdigest(value[8:], seed=place.seed())
+    if found != digest:
+        raise damaged(place, f"stored checksum 0x{digest:016x} differs from 0x{found:016x}")
+    size = int.from_bytes(length, "little")
+    if codec not in (compression.NONE, compression.ZSTD) or zero or size > spec.MAX_BODY_BYTES:
+        raise damaged(place, f"a prefix with codec {codec} and {size} bytes")
+    if codec == compression.NONE and size != len(value) - PREFIX_BYTES:
+        raise damaged(place, f"{len(value) - PREFIX_BYTES} bytes where {size} were stored")
+    return size
+
+
+def open_into(value: memoryview, out: memoryview, place: Place) -> None:
+    """Check a stored value and put its body into ``out``, which must have the body's length."""
+    size = body_bytes(value, place)
+    if size != len(out):
+        raise damaged(place, f"a body of {size} bytes where the block needs {len(out)}")
+    _fill(value, out, place)
+
+
+def open_body(value: memoryview, place: Place) -> Body:
+    """Check a stored value and return its body in memory of its own."""
+    out = np.empty(body_bytes(value, place), np.uint8)
+    _fill(value, memoryview(out), place)
+    return out
+
+
+def _fill(value: memoryview, out: memoryview, place: Place) -> None:
+    stored = value[PREFIX_BYTES:]
+    if value[14] == compression.NONE:
+        out[:] = stored
+        return
+    try:
+        compression.decompress_into(stored, out)
+    except compression.FrameError as error:
+        raise damaged(place, str(error)) from None
+
+
+def damaged(place: Place, what: str) -> DamagedBlockError:
+    """The error for a value that is not what was written at its place."""
+    return DamagedBlockError(f"{place}: {what} (the file is damaged; run 'shardcache verify')")

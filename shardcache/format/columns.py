@@ -1,0 +1,236 @@
+"""The values of one column in one block <-> a body (:mod:`shardcache.format.spec`, section 6).
+
+:func:`encode` and :func:`decode` stand side by side for each form: *fixed*, *ragged*, *nested*, each with a mask or
+without.
+"""
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardcache.format import dtypes, nested, spec
+from shardcache.format.nested import Refused
+from shardcache.format.schema import ABSENT, Column
+
+MASKED = 0x10
+NO_VALUE = 0xFF
+
+
+class Form(enum.IntEnum):
+    """How a body is laid out."""
+
+    EMPTY = 0
+    FIXED = 1
+    RAGGED = 2
+    NESTED = 3
+
+
+class BodyError(Exception):
+    """A body that the specification does not allow; the message says in which way."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One column of one block, ready to be stored: its form byte, its body, and rows that get a key of their own."""
+
+    form: int
+    body: bytes
+    large_rows: dict[int, bytes]
+
+
+def encode(column: Column, values: Sequence[Any]) -> Encoded | None:
+    """The body of a column, None where no row has a value. :class:`Refused` names the row in ``path``."""
+    present = [value for value in values if is_value(value)]
+    mask, flag = b"", 0
+    if len(present) < len(values):
+        if not present and all(value is ABSENT for value in values):
+            return None
+        states = bytes(2 if value is ABSENT else 1 if value is None else 0 for value in values)
+        mask, flag = states + bytes(-len(states) % spec.MASK_ALIGNMENT), MASKED
+    if not present:
+        return Encoded(Form.EMPTY | flag, mask, {})
+    form, sizes, rows = _encode_rows(column, present)
+    if form == Form.FIXED:
+        return Encoded(form | flag, mask + rows[0], {})
+    large = {}
+    if len(values) > 1:
+        places = [number for number, value in enumerate(values) if is_value(value)]
+        large = {places[k]: row for k, row in enumerate(rows) if len(row) > spec.LARGE_ROW_BYTES}
+    small = [row for row in rows if not large or len(row) <= spec.LARGE_ROW_BYTES]
+    return Encoded(form | flag, b"".join([mask, sizes.tobytes(), *small]), large)
+
+
+def is_value(value: Any) -> bool:
+    """Whether a row has something to store beyond its mask."""
+    return value is not None and value is not ABSENT
+
+
+def _encode_rows(column: Column, values: list[Any]) -> tuple[Form, "np.ndarray[Any, Any]", list[bytes]]:
+    """(form, sizes, rows); a fixed body is the only row."""
+    none = np.empty(0, np.uint64)
+    if column.type in ("int", "float", "bool", "scalar") and (body := _fixed_scalars(column, values)) is not None:
+        return Form.FIXED, none, [body]
+    if column.type in ("array", "tensor") and _all_are(column, values):
+        if all(value.shape == column.shape for value in values):
+            return Form.FIXED, none, [_fixed_arrays(column, values)]
+        to_bytes = nested.array_bytes if column.type == "array" else nested.tensor_bytes
+        shapes = np.array([value.shape for value in values], np.uint64).reshape(len(values), len(column.shape))
+        return Form.RAGGED, shapes, [to_bytes(value) for value in values]
+    if column.type in ("str", "bytes", "image") and (rows := _byte_rows(column.type, values)) is not None:
+        return Form.RAGGED, np.array([len(row) for row in rows], np.uint64), rows
+    rows = []
+    for number, value in enumerate(values):
+        try:
+            rows.append(nested.encode(value))
+        except Refused as error:
+            raise Refused(error.what, f"{number}{error.path}") from None
+    return Form.NESTED, np.array([len(row) for row in rows], np.uint64), rows
+
+
+def _fixed_scalars(column: Column, values: list[Any]) -> bytes | None:
+    dtype = np.dtype(column.dtype)
+    if column.type == "scalar":
+        if not all(isinstance(value, np.generic) and value.dtype == dtype for value in values):
+            return None
+        return b"".join(nested.array_bytes(np.asarray(value)) for value in values)
+    cls = {"int": int, "float": float, "bool": bool}[column.type]
+    if not all(type(value) is cls for value in values):
+        return None
+    try:
+        return np.array(values, dtype).tobytes()
+    except OverflowError:
+        return None
+
+
+def _all_are(column: Column, values: list[Any]) -> bool:
+    dimensions = len(column.shape)
+    if column.type == "array":
+        dtype = np.dtype(column.dtype)
+        return all(
+            type(value) in (np.ndarray, np.memmap) and value.dtype == dtype and value.ndim == dimensions for value in values
+        )
+    dtype = dtypes.tensor_dtype(column.dtype)
+    return all(
+        nested.leaf_type(value) == "tensor" and value.dtype == dtype and value.ndim == dimensions for value in values
+    )
+
+
+def _fixed_arrays(column: Column, values: list[Any]) -> bytes:
+    if column.type == "tensor":
+        return b"".join([nested.tensor_bytes(value) for value in values])
+    return b"".join([nested.array_bytes(value) for value in values])
+
+
+def _byte_rows(type_: str, values: list[Any]) -> list[bytes] | None:
+    if not all(nested.leaf_type(value) == type_ for value in values):
+        return None
+    if type_ == "str":
+        try:
+            return [value.encode() for value in values]
+        except UnicodeEncodeError:
+            return None
+    return values if type_ == "bytes" else [nested.encode_image(value) for value in values]
+
+
+FetchRow = Callable[[int], bytes]
+
+
+class BlockRows:
+    """One column of one block, decoded as far as is cheap for all rows at once: ``value(k)`` is row k.
+
+    ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row that has a key of its own.
+    """
+
+    __slots__ = ("_column", "_data", "_decode", "_fetch", "_large", "_places", "_starts", "count", "form", "shapes", "states")
+
+    def __init__(
+        self, column: Column, form: int, body: "np.ndarray[Any, Any]", count: int, decode: nested.Decoder, fetch: FetchRow
+    ) -> None:
+        self._column, self._decode, self._fetch = column, decode, fetch
+        self.form, self.count = Form(form & ~MASKED), count
+        self.states, self._places, present = None, None, count
+        if form & MASKED:
+            length = count + -count % spec.MASK_ALIGNMENT
+            _need(len(body) >= length, "shorter than its mask")
+            self.states, body = body[:count], body[length:]
+            self._places = np.cumsum(self.states == 0) - 1
+            present = int(self._places[-1]) + 1 if count else 0
+        self._data, self._starts, self._large, self.shapes = body, None, None, None
+        if self.form == Form.EMPTY:
+            _need(not present and not len(body), "an empty form with values")
+        elif self.form == Form.FIXED:
+            _need(len(body) == present * fixed_row_bytes(column), "not the size of its rows")
+        else:
+            self._split(present)
+
+    def _split(self, present: int) -> None:
+        """Sizes, starts and data of a ragged or nested body."""
+        dimensions = len(self._column.shape) if self.form == Form.RAGGED else 1
+        head = present * dimensions * 8
+        _need(len(self._data) >= head, "shorter than its sizes")
+        shapes = np.frombuffer(self._data[:head], np.uint64).reshape(present, dimensions)
+        item = dtypes.item_bytes(self._column.type, self._column.dtype) if self.form == Form.RAGGED else 1
+        _need(not present or float(shapes.prod(axis=1, dtype=np.float64).max()) * item < spec.MAX_BODY_BYTES, "of absurd size")
+        self.shapes = shapes.astype(np.int64)
+        sizes = self.shapes.prod(axis=1) * item
+        if self.count > 1 and present and sizes.max() > spec.LARGE_ROW_BYTES:
+            self._large = sizes > spec.LARGE_ROW_BYTES
+            sizes[self._large] = 0
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._data = self._data[head:]
+        _need(self._starts[-1] == len(self._data), "not the size of its rows")
+
+    def value(self, row: int) -> Any:
+        """The value of a row, owning its memory; None or ABSENT where it has none."""
+        if self.states is not None and self.states[row]:
+            return None if self.states[row] == 1 else ABSENT
+        place = row if self._places is None else int(self._places[row])
+        if self.form == Form.FIXED:
+            size = fixed_row_bytes(self._column)
+            return fixed_value(self._column, self._data[place * size : (place + 1) * size])
+        assert self._starts is not None and self.shapes is not None
+        if self._large is not None and self._large[place]:
+            return self._ragged_value(self._fetch(row), place)
+        return self._ragged_value(self._data[self._starts[place] : self._starts[place + 1]], place)
+
+    def _ragged_value(self, data: Any, place: int) -> Any:
+        type_ = self._column.type
+        if self.form == Form.NESTED:
+            return self._decode(memoryview(data))
+        if type_ == "bytes":
+            return bytes(data)
+        if type_ == "str":
+            return str(data, "utf-8")
+        if type_ == "image":
+            return nested.decode_image(memoryview(data))
+        assert self.shapes is not None
+        return nested.decode_array(type_, self._column.dtype, self.shapes[place].tolist(), data)
+
+
+def _need(condition: Any, what: str) -> None:
+    if not condition:
+        raise BodyError(what)
+
+
+def fixed_row_bytes(column: Column) -> int:
+    """Bytes of one row of a fixed body."""
+    shape = column.fixed_shape
+    if shape is None:
+        raise BodyError("fixed, though the column's shape varies")
+    count = 1
+    for size in shape:
+        count *= size
+    return count * dtypes.item_bytes(column.type, column.dtype)
+
+
+_PYTHON = {"int": int, "float": float, "bool": bool}
+
+
+def fixed_value(column: Column, data: Any) -> Any:
+    """One row of a fixed body as the value that went in, owning its memory."""
+    if column.type in _PYTHON:
+        return np.frombuffer(data, column.dtype)[0].item()
+    return nested.decode_array(column.type, column.dtype, column.fixed_shape or (), data)

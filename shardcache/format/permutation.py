@@ -1,0 +1,140 @@
+"""A keyed bijection of ``range(n)``, computed both ways without a table.
+
+The layout of a shuffled cache and every order of an epoch are this function, so it is part of the format: its output for
+some keys is frozen in a test, and it must never change.
+
+It is a Feistel network over the smallest power of two that holds ``n``, with cycle walking: a value that lands outside
+``range(n)`` is sent through again until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains",
+2002). The two halves differ by one bit where the number of bits is odd (an alternating network), so that the domain is
+never more than twice ``n`` and a walk takes fewer than two steps on average.
+
+All arithmetic is on unsigned 64-bit integers, wrapping.
+"""
+
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+_Words = npt.NDArray[np.uint64]
+
+MAX_LENGTH = 1 << 62
+_ROUNDS = 8
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+
+
+def mix(word: int) -> int:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): one 64-bit word to another, well mixed."""
+    word = ((word ^ (word >> 30)) * _MIX1) & _MASK
+    word = ((word ^ (word >> 27)) * _MIX2) & _MASK
+    return word ^ (word >> 31)
+
+
+def derive(key: int, *parts: int) -> int:
+    """A new key from a key and some integers, e.g. (seed, epoch, lane)."""
+    for part in parts:
+        key = mix((key + _GOLDEN + (part & _MASK)) & _MASK)
+    return key
+
+
+def mix_array(words: _Words) -> _Words:
+    """:func:`mix` of every element; the argument is overwritten."""
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(_MIX1)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(_MIX2)
+    words ^= words >> np.uint64(31)
+    return words
+
+
+def random_words(key: int, counters: Integers) -> _Words:
+    """A random 64-bit word for every counter; the same key and counter give the same word everywhere."""
+    words = counters.astype(np.uint64)
+    words *= np.uint64(_GOLDEN)
+    words += np.uint64(mix(key))
+    return mix_array(words)
+
+
+class Permutation:
+    """The bijection of ``range(length)`` that belongs to ``key``.
+
+    ``forward`` and ``inverse`` take an int or an array of int64 and give the same kind back.
+    """
+
+    def __init__(self, length: int, key: int) -> None:
+        assert 0 <= length <= MAX_LENGTH, length
+        self.length, self.key = length, key
+        bits = max(2, (length - 1).bit_length())
+        self._low_bits = bits - bits // 2
+        self._low_mask = (1 << self._low_bits) - 1
+        self._high_mask = (1 << (bits // 2)) - 1
+        self._keys = [derive(key, number) for number in range(_ROUNDS)]
+
+    @overload
+    def forward(self, index: int) -> int: ...
+    @overload
+    def forward(self, index: Integers) -> Integers: ...
+    def forward(self, index: int | Integers) -> int | Integers:
+        """Where ``index`` goes."""
+        return self._walk(index, range(_ROUNDS))
+
+    @overload
+    def inverse(self, index: int) -> int: ...
+    @overload
+    def inverse(self, index: Integers) -> Integers: ...
+    def inverse(self, index: int | Integers) -> int | Integers:
+        """What goes to ``index``."""
+        return self._walk(index, range(_ROUNDS - 1, -1, -1))
+
+    def _walk(self, index: int | Integers, rounds: range) -> int | Integers:
+        if self.length <= 1:
+            return index if isinstance(index, int) else index.copy()
+        if isinstance(index, int):
+            word = self._int_rounds(index, rounds)
+            while word >= self.length:
+                word = self._int_rounds(word, rounds)
+            return word
+        words = self._array_rounds(index.astype(np.uint64), rounds)
+        outside = np.flatnonzero(words >= self.length)
+        while len(outside):
+            walked = self._array_rounds(words[outside], rounds)
+            words[outside] = walked
+            outside = outside[walked >= self.length]
+        return words.view(np.int64)
+
+    def _int_rounds(self, word: int, rounds: range) -> int:
+        high, low = word >> self._low_bits, word & self._low_mask
+        for number in rounds:
+            if number % 2 == 0:
+                high ^= self._int_round(low, number) & self._high_mask
+            else:
+                low ^= self._int_round(high, number) & self._low_mask
+        return high << self._low_bits | low
+
+    def _int_round(self, half: int, number: int) -> int:
+        word = ((half ^ self._keys[number]) * _MIX1) & _MASK
+        word ^= word >> 32
+        return ((word * _MIX2) & _MASK) >> 32
+
+    def _array_rounds(self, words: _Words, rounds: range) -> _Words:
+        high, low = words >> np.uint64(self._low_bits), words & np.uint64(self._low_mask)
+        for number in rounds:
+            if number % 2 == 0:
+                high ^= self._array_round(low, number) & np.uint64(self._high_mask)
+            else:
+                low ^= self._array_round(high, number) & np.uint64(self._low_mask)
+        high <<= np.uint64(self._low_bits)
+        high |= low
+        return high
+
+    def _array_round(self, half: _Words, number: int) -> _Words:
+        word = half ^ np.uint64(self._keys[number])
+        word *= np.uint64(_MIX1)
+        word ^= word >> np.uint64(32)
+        word *= np.uint64(_MIX2)
+        word >>= np.uint64(32)
+        return word

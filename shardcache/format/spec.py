@@ -1,0 +1,163 @@
+"""The shardcache format, version 1.
+
+This text is the specification: a reader in another language can be written from it. All integers are little-endian
+unless a rule says otherwise; "u64" is an unsigned 64-bit integer. "Hash" is XXH3 of 64 bits with a seed.
+
+1. The cache
+------------
+A cache is a directory that holds ``manifest.json`` and the shards ``shard-00000.lmdb``, ``shard-00001.lmdb``, ... A
+shard's name derives from its number (five digits, more where needed), never from the manifest's text.
+
+    Why: a path that comes out of a file could point anywhere.
+
+The manifest is written last. A directory without one is not a cache. A reader writes nothing into the directory.
+
+2. Rows
+-------
+A cache of N rows, ``rows_per_block`` R and ``blocks_per_shard`` K. Row r lies in block ``r // R`` at offset ``r % R``;
+block b lies in shard ``b // K`` as its block ``b % K``. Only the last block of the cache may be shorter than R.
+
+    Why: where a row lies is arithmetic, so a plan for 10^9 rows needs no index.
+
+Row r holds the source's sample ``r`` in layout ``source``, and sample ``P.forward(r)`` in layout ``shuffled``, where P is
+the permutation of ``range(N)`` with key ``derive(seed, LAYOUT_STREAM)`` of :mod:`shardcache.format.permutation`, whose
+text belongs to this specification.
+
+    Why: a shard of a shuffled cache is a fair sample of the data, whatever the order of the source.
+
+3. The manifest
+---------------
+JSON in UTF-8: the fields of :class:`shardcache.format.manifest.Manifest`, no others. ``digest`` is the SHA-256, in
+hex, of the same document with ``digest`` set to the empty string, encoded with the fields in the order of the class, no
+white space, and non-ASCII characters as they are. ``byte_order`` must be ``"little"``.
+
+``structure`` is a tree of nodes, each an object with a ``type``:
+
+    ``leaf``      a value
+    ``tuple``     ``items``: nodes
+    ``list``      ``items``: nodes; a list that has the same length in every sample
+    ``dict``      ``keys`` (strings, integers, booleans or null), ``items``; ``ordered`` for an OrderedDict
+    ``record``    ``name``, ``fields``, ``items``; ``dataclass`` true for a dataclass, false for a namedtuple
+
+The nodes, numbered in preorder from 0 (a parent before its items), are the cache's **columns**. The column of a leaf
+holds its values. The column of an inner node holds, as values of form *nested*, the samples whose part did not have the
+shape that the tree says; in most caches it is empty. A key of a dict that a sample lacks leaves all columns below it
+*absent* in that row.
+
+    Why: the structure is found from some samples before the work starts, and a later sample may still surprise. It then
+    costs no second pass and loses nothing.
+
+``columns`` has one entry a node, in the same order: ``name`` (the path from the root, keys joined by ``/``, in which
+``~`` and ``/`` of a key are written ``~0`` and ``~1``; an inner node's ends in ``/``; a root that is a leaf is called
+``sample``), ``type``, ``dtype``, ``shape`` and ``codec``. ``totals`` has, again in this order, every form that some block
+has and the bytes before and after compression.
+
+    type                 value                        dtype                             shape
+    ``int``              Python int                   ``<i8``                           ()
+    ``float``            Python float                 ``<f8``                           ()
+    ``bool``             Python bool                  ``|b1``                           ()
+    ``str``, ``bytes``   text (UTF-8), bytes          ``|u1``                           (null,)
+    ``image``            an image, section 6          ``|u1``                           (null,)
+    ``scalar``           a NumPy scalar               as NumPy's ``dtype.str``          ()
+    ``array``            a NumPy array                as NumPy's ``dtype.str``          its shape
+    ``tensor``           a PyTorch tensor             its name, e.g. ``bfloat16``       its shape
+    ``nested``           any value, section 6         ``|u1``                           (null,)
+
+A dimension that differs between samples is null in ``shape``.
+
+4. Shards
+---------
+A shard is an LMDB file of format 0.9 (one database, the unnamed one), written with a map of 2^40 bytes, one transaction
+for each 16 MiB of values, keys in ascending order. A key is eight bytes, big-endian: block in the shard (u32), column
+(u16), part (u16). Part 0 is the column's value of the block. Part k+1 is row k alone, where that row's data in a ragged
+value are longer than 8 MiB and the block has more than one row; the data in part 0 then skip it.
+
+    Why: a row of 100 MB among small ones is read when it is asked for, not with its neighbours.
+
+The key of eight bytes 0xFF holds the shard's **index**: a *stored value* (section 5) whose body has one byte for each
+(block, column), in that order: the form (section 6), or 0xFF where the block has no value of this column.
+
+The manifest keeps of each shard its size in bytes, the digest of its structure pages
+(:mod:`shardcache.format.pages`) and the SHA-256 of the file. A reader checks size and structure before it gives the
+file to LMDB.
+
+    Why: LMDB trusts its files. A flipped bit in a page of its tree is a wrong answer or a signal.
+
+5. Stored values
+----------------
+16 bytes of prefix, then the stored bytes:
+
+    bytes 0-7     the hash of everything from byte 8 on
+    bytes 8-13    length of the body in bytes (u48)
+    byte 14       codec: 0 stored as it is, 1 one zstd frame
+    byte 15       0
+
+The seed of the hash is the hash, with seed 0, of: the cache's id (16 bytes), the shard (u32), and the key (8 bytes). The
+zstd frame carries its content size and neither checksum nor dictionary, and nothing follows it.
+
+    Why: a valid value in the wrong place is refused too. One hash over what is stored costs less than zstd's own and
+    is checked before zstd sees a byte; the body's length is known, and checked, before memory is allocated.
+
+6. Bodies
+---------
+The lower four bits of the form say how the body is laid out; 0x10 is added where the body starts with a **mask**: one
+byte a row (0 a value, 1 None, 2 absent), zeros up to a multiple of 8 bytes. Rows that have no value take no part in what
+follows.
+
+    0  *empty*    no row has a value; the body is the mask alone
+    1  *fixed*    ``dtype`` items of the column's ``shape`` in C order, row after row
+    2  *ragged*   sizes, then data: u64 sizes, ``len(shape)`` a row (the row's own shape); then the rows' items in C order
+    3  *nested*   u64 sizes, one a row; then for each row its bytes: one MessagePack value
+
+``str``, ``bytes`` and ``image`` have rows of bytes, form *ragged*. A block whose rows are not what its column says
+(another type, dtype or number of dimensions, an int beyond 64 bits) has form *nested*, which can hold every value.
+
+    Why: which form fits is known per block. No shard needs to know what another one met.
+
+MessagePack of a nested value: nil, bool, int, float 64, str, bin, array (a list) and map (a dict), and extensions:
+
+    1  tuple       an array
+    2  int         two's complement, for what is beyond 64 bits
+    3  array       the array [type, dtype, shape, bin]: ``scalar``, ``array`` or ``tensor``
+    4  image       as below
+    5  str         UTF-8 with surrogates passed through, for what is not valid Unicode
+    6  record      the array [name, fields, dataclass, values]
+    7  dict        the array [[key, value], ...]: an OrderedDict
+    8  quantized   the array [dtype, shape, bin, scheme, scales, zero points, axis]: a quantized tensor
+
+An image is the MessagePack array [mode, width, height, bin, palette, transparency]: Pillow's mode and raw bytes; palette
+nil or [mode, bin]; transparency nil, an int, bin, or an array of ints.
+
+No pickle, no code, no name that is imported.
+
+    Why: a cache may come from anybody.
+"""
+
+FORMAT_VERSION = 1
+FORMAT_NAME = "shardcache"
+MANIFEST_NAME = "manifest.json"
+
+LAYOUT_STREAM = 0x4C41594F5554  # "LAYOUT"
+
+MAX_ROWS_PER_BLOCK = 1024
+MAX_COLUMNS = 4096
+MAX_DEPTH = 64
+MAX_SHARDS = 1 << 24
+MAX_ROWS = 1 << 48
+MAX_BODY_BYTES = 1 << 40
+MAX_MANIFEST_BYTES = 1 << 30
+
+LARGE_ROW_BYTES = 8 << 20
+MASK_ALIGNMENT = 8
+
+DEFAULT_BLOCK_BYTES = 128 << 10
+MIN_SHARDS = 64
+MIN_SHARD_BYTES = 8 << 20
+MAX_SHARD_BYTES = 448 << 20
+
+INDEX_KEY = b"\xff" * 8
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard."""
+    return f"shard-{number:05d}.lmdb"

@@ -1,0 +1,107 @@
+"""From the manifest to decoded blocks: the only way in which readers reach a shard."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from shardcache.errors import DamagedBlockError
+from shardcache.format import block, nested, shard, spec
+from shardcache.format.block import Place
+from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
+from shardcache.format.manifest import Manifest
+from shardcache.format.shard import ShardReader
+
+Index = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+
+_KEPT_INDICES = 128
+
+
+class Blocks:
+    """The blocks of a cache, by their number in it. Thread-safe; holds no file open by itself."""
+
+    def __init__(self, directory: Path, manifest: Manifest, types: Sequence[type] = ()) -> None:
+        self.manifest = manifest
+        self._directory = directory
+        self._cache_id = bytes.fromhex(manifest.cache_id)
+        self._decode = nested.decoder(types)
+        self._indices: OrderedDict[int, Index] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(
+        self, number: int, positions: Iterable[int], into: Mapping[int, memoryview] = MappingProxyType({})
+    ) -> dict[int, BlockRows]:
+        """The columns at ``positions`` of block ``number``; one that has no value there is left out.
+
+        The fixed columns in ``into`` are decoded straight into the memory that is given for them.
+        """
+        at, local = divmod(number, self.manifest.blocks_per_shard)
+        found = {}
+        with self._lease(at) as reader:
+            forms = self._index(reader, at)[local].tolist()
+            for position, memory in into.items():
+                place = self._place(at, local, position)
+                if forms[position] != Form.FIXED:
+                    raise block.damaged(place, f"form {forms[position]} where the manifest says fixed")
+                block.open_into(reader.get(place.key), memory, place)
+            for position in positions:
+                if forms[position] != NO_VALUE:
+                    found[position] = self._rows(reader, number, position, forms[position])
+        return found
+
+    def _lease(self, at: int) -> AbstractContextManager[ShardReader]:
+        return shard.lease(self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}")
+
+    def _place(self, at: int, local: int, position: int, row: int | None = None) -> Place:
+        key = block.value_key(local, position, row)
+        return Place(self._cache_id, at, key, self.manifest.columns[position].name)
+
+    def _rows(self, reader: ShardReader, number: int, position: int, form: int) -> BlockRows:
+        place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
+        body = block.open_body(reader.get(place.key), place)
+        rows = self.manifest.block_rows(number)
+        try:
+            return BlockRows(
+                self.manifest.columns[position], form, body, rows, self._decode, lambda row: self._large(number, position, row)
+            )
+        except (BodyError, ValueError) as error:
+            raise block.damaged(place, f"a body that is {error}") from None
+
+    def _large(self, number: int, position: int, row: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """A row that has a key of its own."""
+        at, local = divmod(number, self.manifest.blocks_per_shard)
+        place = self._place(at, local, position, row)
+        with self._lease(at) as reader:
+            return block.open_body(reader.get(place.key), place)
+
+    def value_error(self, number: int, position: int, row: int, error: ValueError) -> DamagedBlockError:
+        """The error for a row whose bytes are not a value."""
+        place = self._place(*divmod(number, self.manifest.blocks_per_shard), position, row)
+        return block.damaged(place, f"not a value ({error})")
+
+    def _index(self, reader: ShardReader, at: int) -> Index:
+        """The form of every (block, column) of a shard."""
+        with self._lock:
+            index = self._indices.get(at)
+            if index is not None:
+                self._indices.move_to_end(at)
+                return index
+        place = Place(self._cache_id, at, spec.INDEX_KEY)
+        body = block.open_body(reader.get(spec.INDEX_KEY), place)
+        blocks, columns = self.manifest.shard_blocks(at), len(self.manifest.columns)
+        if len(body) != blocks * columns:
+            raise block.damaged(place, f"{len(body)} entries where the shard has {blocks} blocks of {columns} columns")
+        if not np.isin(body, _FORMS).all():
+            raise block.damaged(place, "a form that the format does not have")
+        with self._lock:
+            self._indices[at] = body.reshape(blocks, columns)
+            while len(self._indices) > _KEPT_INDICES:
+                self._indices.popitem(last=False)
+            return self._indices[at]
+
+
+_FORMS = np.array([NO_VALUE, *(form | flag for form in Form for flag in (0, 0x10))], np.uint8)

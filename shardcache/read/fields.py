@@ -1,0 +1,171 @@
+"""What a cache holds as its user sees it: the structure of a sample and its fields.
+
+A field is a leaf of the structure; or an inner node, with everything below it, where some samples did not have the shape
+that the structure says. Whether a batch holds a tensor or a list of it follows from here, never from one batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardcache.errors import StructureError
+from shardcache.format import dtypes
+from shardcache.format.columns import MASKED, Form
+from shardcache.format.manifest import Manifest
+from shardcache.format.schema import (
+    ABSENT,
+    Leaf,
+    Node,
+    columns_below,
+    item_names,
+    item_positions,
+    joiner,
+    makers,
+    path_name,
+    walk,
+)
+
+TENSOR, RAGGED, LIST = "tensor", "ragged", "list"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a sample.
+
+    ``batch`` says what a batch holds of it: ``"tensor"``; ``"ragged"``, a list of arrays or tensors whose shapes differ
+    and that can be padded; ``"list"``, of anything else. ``shape`` has None where a dimension differs between samples.
+    """
+
+    name: str
+    type: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    optional: bool
+    batch: str
+    codec: str
+    why: str
+    raw_bytes: int
+    stored_bytes: int
+    position: int
+    positions: range
+    node: Node
+
+    @property
+    def tensor_dtype(self) -> str:
+        """The name of the torch dtype that holds the values."""
+        return self.dtype if self.type == "tensor" else dtypes.tensor_name_of_array(self.dtype) or ""
+
+    def __str__(self) -> str:
+        if self.type in ("tensor", "array", "scalar"):
+            text = f"{self.type} {self.dtype.lstrip('<|')}"
+            if self.type != "scalar":
+                text += f" [{', '.join('?' if size is None else str(size) for size in self.shape)}]"
+        else:
+            text = self.type
+        return f"{text} or None" if self.optional else text
+
+
+class Schema:
+    """The fields of a cache, in order: ``schema["label"]``, ``len(schema)``, iteration."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.structure = manifest.structure
+        self.fields = tuple(_fields(manifest, manifest.structure, 0, ()))
+        self._by_name = {field.name: field for field in self.fields}
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self.fields)
+
+    def __getitem__(self, name: str | int) -> Field:
+        field = self._by_name.get(str(name))
+        if field is None:
+            raise StructureError(f"there is no column {str(name)!r}; the columns are {', '.join(self._by_name)}")
+        return field
+
+    def __repr__(self) -> str:
+        width = max(len(field.name) for field in self.fields)
+        return "\n".join(f"{field.name:<{width}}  {field}" for field in self.fields)
+
+    def choose(self, names: Sequence[str | int] | str | int | None) -> tuple[Field, ...]:
+        """The named fields in the cache's order, all for None; a name may be an inner one: ``meta`` for ``meta/size``.
+
+        :class:`StructureError` where there is none of that name.
+        """
+        if names is None:
+            return self.fields
+        chosen: set[str] = set()
+        for name in [names] if isinstance(names, (str, int)) else names:
+            below = [field.name for field in self.fields if field.name.startswith(f"{name}/")]
+            chosen.update(below or [self[name].name])
+        return tuple(field for field in self.fields if field.name in chosen)
+
+
+def _fields(manifest: Manifest, node: Node, position: int, path: tuple[str, ...]) -> Iterator[Field]:
+    positions = range(position, position + columns_below(node))
+    if isinstance(node, Leaf) or manifest.totals[position].forms:
+        yield _field(manifest, node, positions, path)
+        return
+    for (item, at), name in zip(item_positions(node, position), item_names(node), strict=True):
+        yield from _fields(manifest, item, at, (*path, name))
+
+
+def _field(manifest: Manifest, node: Node, positions: range, path: tuple[str, ...]) -> Field:
+    column, totals = manifest.columns[positions[0]], [manifest.totals[at] for at in positions]
+    forms = set(totals[0].forms)
+    plain = {Form(form & ~MASKED) for form in forms} - {Form.EMPTY}
+    is_plain = isinstance(node, Leaf) and plain and Form.NESTED not in plain
+    type_ = column.type if is_plain else "nested"
+    optional = is_plain and any(form & MASKED for form in forms)
+    batch = LIST
+    if not optional and is_plain and (type_ == "tensor" or dtypes.tensor_name_of_array(column.dtype)):
+        if plain == {Form.FIXED}:
+            batch = TENSOR
+        elif type_ in ("array", "tensor"):
+            batch = RAGGED
+    shape = column.shape
+    if Form.RAGGED in plain and None not in shape:
+        shape = (None,) * len(shape)
+    return Field(
+        name=path_name(path) or "sample",
+        type=type_,
+        dtype=column.dtype,
+        shape=shape,
+        optional=bool(optional),
+        batch=batch,
+        codec=column.codec,
+        why=column.why,
+        raw_bytes=sum(one.raw_bytes for one in totals),
+        stored_bytes=sum(one.stored_bytes for one in totals),
+        position=positions[0],
+        positions=positions,
+        node=node,
+    )
+
+
+class Assembler:
+    """Values of columns or fields -> a sample or a batch in the cache's structure.
+
+    Records come back as the classes in ``types`` that fit. ``positions`` are the columns that ``fields`` need.
+    """
+
+    def __init__(self, manifest: Manifest, fields: Sequence[Field], types: Sequence[type] = ()) -> None:
+        self.positions = sorted({at for field in fields for at in field.positions})
+        self._size = len(manifest.columns)
+        self._makers = makers(manifest.structure, types)
+        self._kept = {
+            position
+            for position, _, node in walk(manifest.structure)
+            if not set(range(position, position + columns_below(node))).isdisjoint(self.positions)
+        }
+        self._join = joiner(manifest.structure, self._makers, self._kept.__contains__)
+
+    def join(self, values: Mapping[int, Any]) -> Any:
+        """The whole from its parts: values of all columns for a sample, one entry a field for a batch."""
+        return self._join([values.get(position, ABSENT) for position in range(self._size)])
+
+    def field_joiner(self, field: Field) -> Callable[[Sequence[Any]], Any]:
+        """What builds a field of several columns from a list of all columns' values."""
+        return joiner(field.node, self._makers, self._kept.__contains__, field.position)

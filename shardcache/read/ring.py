@@ -1,0 +1,209 @@
+"""The batch ring's memory, as the worker process that owns it sees it: which region is free, and for how long.
+
+``leases.py`` has the layout of the file and the reasons why its bytes need no lock; ``transport.py`` has the whole.
+"""
+
+import bisect
+import contextlib
+import mmap
+import os
+import threading
+import uuid
+import weakref
+
+import torch
+
+from shardcache.read.leases import CLOSED, HEAD_BYTES, LEASES, LEASES_AT, NAME_BYTES
+
+PAGE = mmap.PAGESIZE
+TRIM_EVERY = 256  # batches
+LEAST_BYTES = 1 << 20
+
+
+class Region:
+    """A part of a ring: one batch, or one tensor that was copied in."""
+
+    __slots__ = ("address", "end", "forked", "leases", "owner", "ring", "rows", "start")
+
+    def __init__(self, ring: "Ring", start: int, end: int, owner: memoryview) -> None:
+        self.ring, self.start, self.end = ring, start, end
+        self.address = ring.address + start
+        self.owner = weakref.ref(owner)  # every storage that torch makes over it holds `owner`
+        self.leases: list[int] = []
+        self.rows: list[Rows] = []
+        self.forked = False  # a child of this process has inherited tensors that lie here
+
+    def is_free(self) -> bool:
+        """Whether nobody refers to it.
+
+        A lease is only taken while `owner` is alive, so asking for the owner first misses none.
+        """
+        if self.owner() is not None:
+            return False
+        self.leases = self.ring.outstanding(self.leases)
+        return not self.leases and not self.forked
+
+
+class Rows:
+    """The rows of a ragged column: consecutive views of one tensor, known by where they begin."""
+
+    __slots__ = ("address", "dtype", "end", "index", "region", "shapes", "sizes")
+
+    def __init__(
+        self,
+        region: Region,
+        flat: torch.Tensor,
+        offsets: list[int],
+        sizes: list[int],
+        shapes: list[tuple[int, ...]] | None,
+    ) -> None:
+        self.region, self.dtype, self.sizes, self.shapes = region, flat.dtype, sizes, shapes
+        self.address, itemsize = flat.data_ptr(), flat.dtype.itemsize
+        self.end = self.address + offsets[-1] * itemsize
+        self.index = {self.address + offset * itemsize: i for i, offset in enumerate(offsets[:-1])}
+
+
+class Ring:
+    """One shared memory; regions of any size, the lowest free place first."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = -(-max(capacity, LEAST_BYTES) // PAGE) * PAGE
+        size = HEAD_BYTES + self.capacity
+        self.fd = os.memfd_create("shardcache-batches", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self.fd).atexit = False
+        os.ftruncate(self.fd, size)
+        os.close(os.open(f"/proc/{os.getpid()}/fd/{self.fd}", os.O_RDWR))  # as the training process will
+        self.memory = mmap.mmap(self.fd, size)
+        self.name = uuid.uuid4().bytes
+        self.memory[:NAME_BYTES] = self.name
+        self.address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
+        self.end = self.address + size
+        self.regions: list[Region] = []  # by start; replaced, never changed, since another thread looks things up
+        self._indexes = list(range(LEASES))
+        self._takes = self._recent_top = self._resident_top = 0
+
+    def take(self, nbytes: int) -> tuple[Region, memoryview] | None:
+        """The lowest free region of `nbytes`, and the memory that has to be held while it is in use."""
+        regions = [region for region in self.regions if not region.is_free()]
+        room = -(-nbytes // PAGE) * PAGE
+        start = HEAD_BYTES
+        for place, region in enumerate(regions):
+            if region.start - start >= room:
+                break
+            start = region.end
+        else:
+            place = len(regions)
+            if HEAD_BYTES + self.capacity - start < room:
+                self.regions = regions
+                return None
+        owner = memoryview(self.memory)[start : start + nbytes]
+        taken = Region(self, start, start + room, owner)
+        self.regions = [*regions[:place], taken, *regions[place:]]
+        self._trim()
+        return taken, owner
+
+    def find(self, address: int) -> Region | None:
+        """The region in which `address` lies; for an address of which a tensor is alive."""
+        regions = self.regions
+        place = bisect.bisect_right(regions, address, key=lambda region: region.address) - 1
+        return regions[place] if place >= 0 else None
+
+    def lease(self, region: Region) -> int | None:
+        """Mark a region as sent; the receiver clears the mark. None: too many are out."""
+        if not self._indexes:
+            return None
+        index = self._indexes.pop()
+        self.memory[LEASES_AT + index] = 1
+        region.leases = [*self.outstanding(region.leases), index]
+        return index
+
+    def withdraw(self, index: int) -> None:
+        """Clear the mark of a lease that was never sent."""
+        self.memory[LEASES_AT + index] = 0
+
+    def outstanding(self, indexes: list[int]) -> list[int]:
+        """Those of `indexes` that have not been given back; the others can be lent again."""
+        out = [index for index in indexes if self.memory[LEASES_AT + index]]
+        if len(out) != len(indexes):
+            self._indexes += set(indexes).difference(out)
+        return out
+
+    def retire(self) -> None:
+        """Tell the receiver that no new batch will come from here."""
+        self.memory[CLOSED] = 1
+
+    def is_drained(self) -> bool:
+        return all(region.is_free() for region in self.regions)
+
+    def _trim(self) -> None:
+        """Give the pages above the recent top back to the system, once in a while."""
+        top = self.regions[-1].end
+        self._recent_top = max(self._recent_top, top)
+        self._resident_top = max(self._resident_top, top)
+        self._takes += 1
+        if self._takes % TRIM_EVERY == 0:
+            if self._recent_top < self._resident_top:
+                with contextlib.suppress(OSError):
+                    self.memory.madvise(mmap.MADV_REMOVE, self._recent_top, self._resident_top - self._recent_top)
+            self._resident_top, self._recent_top = self._recent_top, top
+
+
+class Rings:
+    """The ring in use, after those that it took over from and that batches still lie in; for threads of one process."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._home = os.getpid()
+        self._lock = threading.Lock()
+        self._rings: list[Ring] = []  # replaced, never changed
+        _all_rings.add(self)
+
+    def take(self, nbytes: int) -> tuple[Region, memoryview] | None:
+        """A region, and the memory that has to be held while it is in use; None if nothing is free."""
+        if self._home != os.getpid():  # a forked child: the ring is its parent's
+            return None
+        with self._lock:
+            if not self._rings or self._slots * nbytes > 4 * self._rings[-1].capacity:
+                self._outgrow(nbytes)
+            if len(self._rings) > 1:
+                self._rings = [ring for ring in self._rings if ring is self._rings[-1] or not ring.is_drained()]
+            return self._rings[-1].take(nbytes) if self._rings else None
+
+    def find(self, address: int) -> Region | None:
+        """The region in which `address` lies; for an address of which a tensor is alive."""
+        for ring in self._rings:
+            if ring.address <= address < ring.end:
+                return ring.find(address)
+        return None
+
+    def lease(self, region: Region) -> int | None:
+        """Mark a region as sent; the receiver clears the mark. None: it cannot be."""
+        if self._home != os.getpid():
+            return None
+        with self._lock:
+            return region.ring.lease(region)
+
+    def keep_for_child(self) -> None:
+        """Never use again what a forked child is about to inherit: nobody would say when it is done."""
+        for ring in self._rings:
+            for region in ring.regions:
+                region.forked = region.forked or region.owner() is not None
+
+    def _outgrow(self, nbytes: int) -> None:
+        with contextlib.suppress(OSError, ValueError, OverflowError):  # descriptors or address space are limited
+            ring = Ring(self._slots * nbytes)
+            for old in self._rings:
+                old.retire()
+            self._rings = [*self._rings, ring]
+
+
+_all_rings: weakref.WeakSet[Rings] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for rings in tuple(_all_rings):
+        rings.keep_for_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)
