@@ -81,8 +81,9 @@ def _next_shard(connection: Connection, busy: dict[Connection, tuple[BaseProcess
         busy[connection] = (process, number)
         return
     del busy[connection]
-    connection.close()  # the worker sees the end of its input and leaves
+    connection.send(None)
     process.join()
+    connection.close()
 
 
 def _died(connection: Connection, process: BaseProcess, number: int, attempts: dict[int, int]) -> int:
@@ -100,22 +101,28 @@ def _died(connection: Connection, process: BaseProcess, number: int, attempts: d
 
 
 def _work(connection: Connection, recipe: Recipe, plan: Manifest, directory: Path) -> None:
-    """A worker's life: shard numbers in, reports and records out, until its input ends."""
+    """A worker's life: shard numbers in, reports and records out, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     try:
         _limit_threads()
         source = Source(recipe())
         if source.samples != plan.samples:
             raise SourceError(f"len() of the dataset is {source.samples} in a worker, {plan.samples} in the parent")
-        while True:
-            record = build_shard(source, plan, connection.recv(), directory, connection.send)
-            connection.send(record)
-    except EOFError:
-        return
+        while (number := _next_number(connection)) is not None:
+            connection.send(build_shard(source, plan, number, directory, connection.send))
     except BaseException as error:
         connection.send(_sendable(error))
         if not isinstance(error, Exception):
             raise
+
+
+def _next_number(connection: Connection) -> int | None:
+    """The next shard; None at the end, or when the parent is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    ready = multiprocessing.connection.wait([connection, parent.sentinel])
+    number: int | None = connection.recv() if connection in ready else None
+    return number
 
 
 def _limit_threads() -> None:

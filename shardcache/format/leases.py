@@ -51,6 +51,7 @@ class Closeable(Protocol):
 Environment = TypeVar("Environment", bound=Closeable)
 Opener = Callable[[int, Path, ShardSeal, str], Environment]
 Memory = weakref.ref[Any]
+Proof = tuple[int, str, int]
 
 
 class Entry(Generic[Environment]):
@@ -61,7 +62,7 @@ class Entry(Generic[Environment]):
     def __init__(self, inode: tuple[int, int]) -> None:
         self.inode = inode
         self.environment: Environment | None = None
-        self.proof: tuple[int, str, int] | None = None  # what was verified: size, structure, time of modification
+        self.proof: Proof | None = None  # what was verified
         self.users = 0
         self.kept: list[Memory] = []  # parts of the mapping that were still looked at when their lease ended
         self.opening = threading.RLock()  # the first user verifies and opens; the others of this file wait for it
@@ -93,7 +94,7 @@ class Registry(Generic[Environment]):
         except OSError as error:
             raise unreadable(path, name, error.errno or 0, str(error)) from error
         inode = status.st_dev, status.st_ino
-        proof = status.st_size, seal.structure, status.st_mtime_ns
+        proof = _proof(status, seal)
         with self._lock:
             entry = self._entries.get(inode)
             if entry is not None and entry.proof == proof and status.st_size == seal.file_bytes:
@@ -131,7 +132,7 @@ class Registry(Generic[Environment]):
             entry = self._pin((status.st_dev, status.st_ino))
             try:
                 with entry.opening:
-                    self._verify(entry, fd, status.st_mtime_ns, path, seal, name)
+                    self._verify(entry, _proof(status, seal), fd, path, seal, name)
             except BaseException:
                 self.release(entry)
                 raise
@@ -147,10 +148,7 @@ class Registry(Generic[Environment]):
             self._close_unused(MAX_OPEN)
             return entry
 
-    def _verify(
-        self, entry: Entry[Environment], fd: int, modified: int, path: Path, seal: ShardSeal, name: str
-    ) -> None:
-        proof = seal.file_bytes, seal.structure, modified
+    def _verify(self, entry: Entry[Environment], proof: Proof, fd: int, path: Path, seal: ShardSeal, name: str) -> None:
         if entry.proof == proof:
             return
         found = pages.structure(fd, seal.file_bytes, name)
@@ -194,6 +192,11 @@ def unreadable(path: Path, name: str, code: int, text: str) -> ShardCacheError:
     if code < 0 or code in (errno.ELOOP, errno.ENXIO, errno.EIO):
         return damaged(name, f"cannot be opened: {reason}")
     return StorageError(f"{name}: {path} cannot be opened: {reason}")
+
+
+def _proof(status: os.stat_result, seal: ShardSeal) -> Proof:
+    """What is known of a file once it was verified: its size, its structure, and when it was last modified."""
+    return status.st_size, seal.structure, status.st_mtime_ns
 
 
 def _check_file(status: os.stat_result, seal: ShardSeal, name: str) -> None:

@@ -153,9 +153,9 @@ class _Walk:
         if meta.root != _NO_PAGE:
             yield from self._below(np.array([meta.root], np.int64), 1)
         found = (self._branches, self._leaves, self._overflow, self._entries)
-        if found != (meta.branches, meta.leaves, meta.overflow, meta.entries):
-            must = f"{meta.branches}, {meta.leaves}, {meta.overflow} and {meta.entries}"
-            raise self._damaged(f"branch, leaf, overflow pages and values must be {must}, are {found}")
+        must = (meta.branches, meta.leaves, meta.overflow, meta.entries)
+        if found != must:
+            raise self._damaged(f"branch, leaf and overflow pages and values must be {must}, are {found}")
 
     def _damaged(self, what: str) -> DamagedShardError:
         return damaged(self._name, what)
@@ -219,16 +219,20 @@ class _Walk:
         size = self._meta.page_bytes
         words = data.view("<u2").reshape(len(numbers), size // 2)
         lower, upper = words[:, 6].astype(np.int64), words[:, 7].astype(np.int64)
-        self._must(data.view("<u8").reshape(len(numbers), size // 8)[:, 0] == numbers, numbers, "another page's number")
-        self._must(words[:, 5] == kind, numbers, f"not of kind {kind}")
+        self._must(
+            data.view("<u8").reshape(len(numbers), size // 8)[:, 0] == numbers,
+            numbers,
+            "has the number of another page",
+        )
+        self._must(words[:, 5] == kind, numbers, f"is not of kind {kind}")
         sound = (lower >= HEADER_BYTES + 2 * least) & (lower & 1 == 0) & (lower <= upper) & (upper <= size)
-        self._must(sound, numbers, "bounds that cannot be")
+        self._must(sound, numbers, "has bounds that cannot be")
         counts = (lower - HEADER_BYTES) >> 1
         page = np.repeat(np.arange(len(numbers)), counts)
         first = np.cumsum(counts) - counts
         within = words[page, HEADER_BYTES // 2 + np.arange(len(page)) - first[page]].astype(np.int64)
         sound = (within >= upper[page]) & (within & 1 == 0) & (within + dtype.itemsize <= size)
-        self._must(sound, numbers[page], "a node outside of the page")
+        self._must(sound, numbers[page], "has a node outside of its bounds")
         return page, within, _records(data, dtype)[(page * size + within) >> 1]
 
     def _children(self, numbers: Ints) -> Ints:
@@ -238,31 +242,31 @@ class _Walk:
         key_bytes = node["key_bytes"].astype(np.int64)
         fits = (key_bytes == KEY_BYTES) & (within + _NODE.itemsize + key_bytes <= self._meta.page_bytes)
         fits[0] |= key_bytes[0] == 0
-        self._must(fits, numbers[page], f"a key that is not of {KEY_BYTES} bytes")
+        self._must(fits, numbers[page], f"has a key that is not of {KEY_BYTES} bytes")
         children: Ints = node["low"] | node["high"].astype(np.int64) << 32
-        self._must((children >= 2) & (children < self._meta.pages), numbers[page], "a child outside of the file")
+        self._must((children >= 2) & (children < self._meta.pages), numbers[page], "has a child outside of the file")
         return children
 
     def _leaf(self, numbers: Ints) -> _Leaf:
         self._leaves += len(numbers)
         data = self._pages(numbers, self._leaves, self._meta.leaves)
         page, within, node = self._nodes(data, numbers, _LEAF, 1, _LEAF_NODE)
-        self._must(node["key_bytes"] == KEY_BYTES, numbers[page], f"a key that is not of {KEY_BYTES} bytes")
-        self._must(node["where"] <= 1, numbers[page], "a node that is not a value")
+        self._must(node["key_bytes"] == KEY_BYTES, numbers[page], f"has a key that is not of {KEY_BYTES} bytes")
+        self._must(node["where"] <= 1, numbers[page], "has a node that is not a value")
         size, sizes = self._meta.page_bytes, node["size"].astype(np.int64)
         offsets: Ints = numbers[page] * size + within + _LEAF_NODE.itemsize
         large = np.flatnonzero(node["where"])
         room = np.where(node["where"] == 1, 8, sizes)
-        self._must(within + _LEAF_NODE.itemsize + room <= size, numbers[page], "a value that leaves the page")
+        self._must(within + _LEAF_NODE.itemsize + room <= size, numbers[page], "has a value that leaves the page")
         at = page[large] * size + within[large] + _LEAF_NODE.itemsize
         runs = _records(data, np.dtype("<u8"))[at >> 1].astype(np.int64)
         lengths = (sizes[large] + HEADER_BYTES - 1) // size + 1
         sound = (runs >= 2) & (runs < self._meta.pages) & (lengths <= self._meta.pages - runs)
-        self._must(sound, numbers[page[large]], "a value that leaves the file")
+        self._must(sound, numbers[page[large]], "has a value that leaves the file")
         offsets[large] = runs * size + HEADER_BYTES
         keys = node["key"].astype(np.uint64)
-        self._must(keys[1:] > keys[:-1], numbers[page[1:]], "keys that do not ascend")
-        self._must(np.array([int(keys[0]) > self._last_key]), numbers[:1], "keys that do not ascend")
+        self._must(keys[1:] > keys[:-1], numbers[page[1:]], "has keys that do not ascend")
+        self._must(np.array([int(keys[0]) > self._last_key]), numbers[:1], "has keys that do not ascend")
         self._last_key = int(keys[-1])
         self._entries += len(keys)
         self._overflow += int(lengths.sum())
@@ -270,7 +274,7 @@ class _Walk:
 
     def _must(self, sound: NDArray[np.bool_], numbers: Ints, what: str) -> None:
         if not sound.all():
-            raise self._damaged(f"page {numbers[int(np.argmin(sound))]} has {what}")
+            raise self._damaged(f"page {numbers[int(np.argmin(sound))]} {what}")
 
 
 def _records(data: NDArray[np.uint8], dtype: "np.dtype[Any]") -> NDArray[Any]:

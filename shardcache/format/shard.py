@@ -10,11 +10,12 @@ happens in a fork. A value is handed out as a view of the mapped file, without a
 import errno
 import mmap
 import os
+import shutil
 import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import lmdb
 import numpy as np
@@ -23,9 +24,6 @@ from shardcache.errors import CacheExistsError, DamagedShardError, ShardCacheErr
 from shardcache.format import pages
 from shardcache.format.leases import Entry, Memory, Registry, unreadable
 from shardcache.format.pages import KEY_BYTES, ShardSeal, damaged
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 __all__ = ["ShardReader", "ShardSeal", "ShardWriter", "close_all", "lease", "library_version", "page_bytes"]
 
@@ -81,14 +79,14 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.abort()
 
-    def put(self, key: bytes, value: "Buffer") -> None:
+    def put(self, key: bytes, value: bytes | bytearray | memoryview) -> None:
         """Add a value under a key of 8 bytes that is higher than all before.
 
         Raises:
             UsageError: the key is not that, or the writer has finished.
             StorageError: the value is longer than ``MAX_VALUE_BYTES``, or the file system refused it.
         """
-        txn = self._transaction()
+        env, txn = self._open()
         if len(key) != KEY_BYTES or key <= self._last_key:
             last = self._last_key.hex() or "nothing"
             raise UsageError(f"{self._path}: key {key.hex()} must have {KEY_BYTES} bytes and be above {last}")
@@ -100,7 +98,8 @@ class ShardWriter:
             self._last_key = key
             self._pending += size
             if self._pending >= COMMIT_BYTES:
-                self._commit()
+                txn.commit()
+                self._txn, self._pending = env.begin(write=True), 0
         except lmdb.Error as error:
             raise self._failed(error) from error
 
@@ -111,7 +110,7 @@ class ShardWriter:
             UsageError: the writer has finished.
             StorageError: the file system refused, or what is read back is not a sound shard.
         """
-        txn = self._transaction()
+        _, txn = self._open()
         try:
             txn.commit()
             self._close_environment()
@@ -136,16 +135,10 @@ class ShardWriter:
             with suppress(OSError):
                 self._path.unlink()
 
-    def _transaction(self) -> "lmdb.Transaction[bytes]":
-        if self._txn is None:
+    def _open(self) -> "tuple[lmdb.Environment, lmdb.Transaction[bytes]]":
+        if self._env is None or self._txn is None:
             raise UsageError(f"{self._path}: this shard is closed, nothing can be added")
-        return self._txn
-
-    def _commit(self) -> None:
-        self._transaction().commit()
-        self._pending = 0
-        if self._env is not None:
-            self._txn = self._env.begin(write=True)
+        return self._env, self._txn
 
     def _close_environment(self) -> None:
         txn, env, self._txn, self._env = self._txn, self._env, None, None
@@ -156,7 +149,9 @@ class ShardWriter:
 
     def _failed(self, error: "OSError | lmdb.Error") -> StorageError:
         """Remove the file; the error to raise."""
-        code, free = _code(error), _free_bytes(self._path.parent)
+        code, free = _code(error), 0
+        with suppress(OSError):
+            free = shutil.disk_usage(self._path.parent).free
         # LMDB says EIO where the disk had room for a part of what was to be written.
         full = code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and free < self._pending + COMMIT_BYTES // 16)
         self.abort()
@@ -193,9 +188,10 @@ def _open_environment(fd: int, path: Path, seal: ShardSeal, name: str) -> _Envir
     """Give a verified file to LMDB. The map is as long as the file: 128 of MAP_BYTES would fill the address space."""
     try:
         env = lmdb.open(_alias(fd, path), map_size=seal.file_bytes, readonly=True, create=False, **OPTIONS)
-    except lmdb.Error as error:
+        same = os.path.samestat(os.fstat(fd), Path(os.fsdecode(_alias(fd, path))).stat())
+    except (lmdb.Error, OSError) as error:
         raise unreadable(path, name, _code(error), str(error)) from error
-    if not os.path.samestat(os.fstat(fd), Path(os.fsdecode(_alias(fd, path))).stat()):
+    if not same:
         env.close()
         raise damaged(name, "was replaced while it was being opened")
     return _Environment(env)
@@ -302,10 +298,3 @@ def _alias(fd: int, path: Path) -> str | bytes:
 def _code(error: "OSError | lmdb.Error") -> int:
     """The errno of an error; negative for one of LMDB's own kinds, 0 where there is none."""
     return (error.errno if isinstance(error, OSError) else getattr(error, "code", 0)) or 0
-
-
-def _free_bytes(directory: Path) -> int:
-    with suppress(OSError):
-        status = os.statvfs(directory)
-        return status.f_bavail * status.f_frsize
-    return 0

@@ -55,6 +55,11 @@ class Field:
         """The name of the torch dtype that holds the values."""
         return self.dtype if self.type == "tensor" else dtypes.tensor_name_of_array(self.dtype) or ""
 
+    @property
+    def is_swapped(self) -> bool:
+        """Whether the stored values have the other byte order than this machine."""
+        return self.type in ("array", "scalar") and dtypes.is_swapped(self.dtype)
+
     def __str__(self) -> str:
         if self.type in ("tensor", "array", "scalar"):
             text = f"{self.type} {self.dtype.lstrip('<|')}"

@@ -2,7 +2,7 @@
 
 The ordinary DataLoader copies every tensor of a batch into shared memory of its own and passes its descriptor. Here the
 worker fills a batch in place, in one shared memory that is used again and again, and its tensors travel as
-(lease, offset). Both ends stay the ordinary DataLoader's: a batch is any structure around ordinary tensors.
+(loan, offset). Both ends stay the ordinary DataLoader's: a batch is any structure around ordinary tensors.
 
 Who pickles
     A tensor of ours is an ordinary ``torch.Tensor``; only its storage lies in the ring. So whatever a wrapper, a
@@ -15,55 +15,42 @@ Who pickles
 
 When memory is used again
     A region of the ring is free when no tensor of this process lies in it (a weak reference to the memory that torch
-    holds says so) and all its leases have been given back (``leases.py`` says why that needs no lock). When nothing
+    holds says so) and all its loans have been given back (``loans.py`` says why that needs no lock). When nothing
     is free a batch is made in ordinary memory, and its bytes go through the pipe. So a consumer may keep every
     batch, and a worker too: slower, never wrong, never stuck.
 
 How large it is
     The lowest free region comes first and the file is sparse: what is never needed is never resident, and after a
-    burst the top is given back to the system. `slots` only bounds it, at that many of the largest batches (if none ever
-    is a quarter of that, the bound is what it was; else a larger ring takes over). In use at the same time are the one
-    being filled, `prefetch_factor` (2 by default) finished ones, and two or three that the consumer holds (the
-    current one, the last one while the next is fetched, one at the thread that pins), so 16 serve a prefetch_factor of
-    ten, and wrappers that hold some back.
+    burst the top is given back to the system. `slots` bounds it, at that many times the first batch; a batch of more
+    than four times the first starts a larger ring. In use at one time are the batch being filled, `prefetch_factor`
+    finished ones (2 by default), and two or three at the consumer (the current one, the last one while the next is
+    fetched, one at the thread that pins): 16 serve a prefetch_factor of ten, or wrappers that hold some back.
 
 Where there is no memfd or no /proc, "auto" is the ordinary transport.
 """
 
-import bisect
-import contextlib
-import io
-import mmap
+import math
 import multiprocessing
-import multiprocessing.queues
-import operator
 import os
-import pickle
-import sys
-import threading
-import traceback
-import uuid
-import weakref
 from collections.abc import Sequence
-from multiprocessing.reduction import ForkingPickler
+from functools import partial
+from itertools import pairwise
+from multiprocessing.queues import Queue
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch._utils import ExceptionWrapper
 from torch.utils.data import get_worker_info
 
 from shardcache.errors import UsageError
-from shardcache.read import leases
+from shardcache.read import loans, messages
+from shardcache.read.ring import Ring, Rings, align
 
 __all__ = ["RingTransport", "Shapes", "TorchTransport", "Transport", "transport"]
 
 SLOTS = 16
-ALIGNMENT = 64  # of a tensor in its region: a cache line
-PIPE_BYTES = 32 * 1024  # a tensor that is not in the ring and smaller than this goes through the pipe
-TRIM_EVERY = 256  # batches
 
 Shapes = Sequence[tuple[torch.dtype, tuple[int, ...]]]
 Offsets = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -94,33 +81,28 @@ class TorchTransport:
 
     def rows(self, flat: Tensor, offsets: Offsets, shapes: Sequence[tuple[int, ...]] | None = None) -> list[Tensor]:
         """See `Transport.rows`."""
-        return _cut(flat, *_normal(offsets, shapes))
+        return _cut(flat, offsets, shapes)[0]
 
 
 class RingTransport:
-    """Tensors in shared memory, which `queue` sends as references (see the head of this module).
+    """Tensors in shared memory, which `queues` send as references (see the head of this module).
 
-    One for each worker process: everything that is put into `queue`, whoever made it, profits from it. `queue` must have
-    one receiving process, on this machine.
+    What is put into a queue, whoever made it, goes this way from now on. The queues must have one receiving process.
     """
 
-    def __init__(self, queue: "multiprocessing.queues.Queue[Any]", *, slots: int = SLOTS) -> None:
+    def __init__(self, *queues: "Queue[Any]", slots: int = SLOTS) -> None:
         if slots < 1:
             raise UsageError(f"slots must be at least 1, not {slots}")
         self._rings = Rings(slots)
-        put = queue.put
-
-        def put_message(content: object, *args: Any, **kwargs: Any) -> None:
-            put(_Message(self._rings, content), *args, **kwargs)
-
-        vars(queue)["put"] = put_message
+        for queue in queues:
+            vars(queue)["put"] = partial(messages.put, queue.put, self._rings)
 
     def batch(self, shapes: Shapes) -> list[Tensor]:
         """See `Transport.batch`. The tensors cannot grow in place (`resize_` to more elements raises)."""
         places, need = [], 0
         for dtype, shape in shapes:
             places.append(need)
-            need += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+            need += align(math.prod(shape) * dtype.itemsize)
         taken = self._rings.take(need) if need else None
         if taken is None:
             return TorchTransport().batch(shapes)
@@ -128,8 +110,59 @@ class RingTransport:
 
     def rows(self, flat: Tensor, offsets: Offsets, shapes: Sequence[tuple[int, ...]] | None = None) -> list[Tensor]:
         """See `Transport.rows`. Thousands of rows travel as one tensor and its offsets."""
-        bounds, forms = _normal(offsets, shapes)
-        region = self._rings.find(flat.data_ptr())
-        if region is not None and flat.is_contiguous():
-            region.rows.append(Rows(region, flat, bounds, forms))
-        return _cut(flat, bounds, forms)
+        rows, packed, sizes, forms = _cut(flat, offsets, shapes)
+        self._rings.add_rows(packed, sizes, forms)
+        return rows
+
+
+def transport(kind: Literal["auto", "torch"]) -> Transport:
+    """The transport for this process: "auto" is the ring where it can be (in a worker, on Linux), "torch" never is."""
+    if kind not in ("auto", "torch"):
+        raise UsageError(f"transport must be 'auto' or 'torch', not {kind!r}")
+    if kind == "torch" or get_worker_info() is None:
+        return TorchTransport()
+    global _of_this_process
+    if _of_this_process is None or _of_this_process[0] != os.getpid():
+        queues = _queues_to_consumer()
+        if not queues or not _is_possible():
+            return TorchTransport()
+        _of_this_process = os.getpid(), RingTransport(*queues)
+    return _of_this_process[1]
+
+
+_of_this_process: tuple[int, RingTransport] | None = None  # one for all data sets and epochs of a worker
+
+
+def _queues_to_consumer() -> list["Queue[Any]"]:
+    """The queues that a DataLoader gave this worker process: it puts into one of them only."""
+    given = getattr(multiprocessing.current_process(), "_args", ())
+    return [argument for argument in given if isinstance(argument, Queue)]
+
+
+def _is_possible() -> bool:
+    """Whether a ring can be made here, and opened by the training process: it is asked the other way round."""
+    consumer = multiprocessing.parent_process()
+    try:
+        Ring(0)
+        return consumer is not None and bool(os.listdir(f"/proc/{consumer.pid}/fd"))
+    except (OSError, AttributeError):  # no memfd_create; no /proc, or a hidden one
+        return False
+
+
+def _over(memory: memoryview, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    count = math.prod(shape)
+    if not count:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).resize_(shape)
+
+
+def _cut(
+    flat: Tensor, offsets: Offsets, shapes: Sequence[tuple[int, ...]] | None
+) -> tuple[list[Tensor], Tensor, list[int], list[tuple[int, ...]] | None]:
+    """The rows; the part of `flat` that they fill; their sizes and shapes."""
+    bounds: list[int] = offsets.tolist() if isinstance(offsets, np.ndarray) else list(offsets)
+    sizes = [end - start for start, end in pairwise(bounds)]
+    forms = None if shapes is None else [tuple(shape) for shape in shapes]
+    packed = flat[bounds[0] : bounds[-1]]
+    parts = loans.cut(packed, sizes)
+    return parts if forms is None else list(map(Tensor.view, parts, forms)), packed, sizes, forms

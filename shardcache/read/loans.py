@@ -4,13 +4,13 @@ A ring is one anonymous file in memory (memfd) that a worker process made and th
 
     byte 0      16 bytes  the ring's name: random, since (pid, descriptor) recurs from one epoch to the next
     byte 16     1 byte    1: the worker has gone on to a larger ring, no new batch will lie in this one
-    byte 64     LEASES    one byte a lease: 0 free, 1 taken
+    byte 64     LOANS    one byte a loan: 0 free, 1 taken
     byte 65536  ...       the batches, in whole pages
 
 Why this is sound without a lock
-    A lease is one batch (or a part of one) on its way to, or in, this process. Each of the two changes of its byte has one
-    writer: 0 -> 1 by the worker, before it sends the message that carries the lease; 1 -> 0 by this process, once,
-    when the last tensor that views the lease is dead. No byte is ever changed by "read, add, write", so none is lost.
+    A loan is one batch (or a part of one) on its way to, or in, this process. Each of the two changes of its byte has
+    one writer: 0 -> 1 by the worker, before it sends the message that carries the loan; 1 -> 0 by this process, once,
+    when the last tensor that views the loan is dead. No byte is ever changed by "read, add, write", so none is lost.
     Order: the worker's writes to the batch come before the message, and a message passes through a pipe, which
     orders memory on every processor. In the other direction a tensor is dead when its storage's count of references,
     an atomic that releases on every decrement and acquires on the last, reaches zero; so all reads through any tensor,
@@ -18,24 +18,23 @@ Why this is sound without a lock
     writes to the memory again only after a branch on that byte, and no processor writes ahead of a branch.
 
 How a ring is found
-    A lease names the worker's process and descriptor; the first one opens ``/proc/<pid>/fd/<descriptor>`` and maps it.
+    A loan names the worker's process and descriptor; the first one opens ``/proc/<pid>/fd/<descriptor>`` and maps it.
     There is no socket, no thread and no file that a killed process could leave behind. The worker keeps the descriptor
-    open while a lease of the ring is out.
+    open while a loan of the ring is out.
 
 How long it stays
     The map is dropped when the worker's process object is (the DataLoader's iterator holds it), or the worker has gone
     on to a larger ring; memory that batches still view lives until they are dead, whatever became of the worker.
 
 Forks
-    A forked child inherits the tensors that are alive, views of shared memory. Their leases are held until
-    the child has exited as well: it keeps the writing end of a pipe open, whose reading end is asked when leases die.
+    A forked child inherits the tensors that are alive, views of shared memory. Their loans are held until
+    the child has exited as well: it keeps the writing end of a pipe open, whose reading end is asked when loans die.
 """
 
 import contextlib
 import mmap
 import multiprocessing
 import os
-import pickle
 import select
 import threading
 import weakref
@@ -49,8 +48,8 @@ from shardcache.errors import ShardCacheError
 
 NAME_BYTES = 16
 CLOSED = 16
-LEASES_AT = 64
-LEASES = 4096 - LEASES_AT
+LOANS_AT = 64
+LOANS = 4096 - LOANS_AT
 HEAD_BYTES = 65536  # the largest page there is
 
 Buffer = memoryview | bytearray
@@ -62,7 +61,7 @@ class _Ring:
     def __init__(self, name: bytes, pid: int, memory: mmap.mmap) -> None:
         self.name, self.memory = name, memory
         self.home = os.getpid()  # a forked child inherits this object, and must not free anything through it
-        self.live: set[_Lease] = set()
+        self.live: set[_Loan] = set()
         workers = [process for process in multiprocessing.active_children() if process.pid == pid]
         self.worker: weakref.ref[BaseProcess] | None = weakref.ref(workers[0]) if workers else None
         if workers:
@@ -72,16 +71,16 @@ class _Ring:
         """Whether no further batch can come through this ring."""
         if self.memory[CLOSED]:
             return not self.live
-        worker = self.worker and self.worker()
+        worker = self.worker() if self.worker else None
         return worker is not None and not worker.is_alive()
 
 
-class _Lease:
+class _Loan:
     """A part of a ring that tensors of this process view."""
 
     def __init__(self, ring: _Ring, index: int) -> None:
         self.ring, self.index = ring, index
-        self.children = 0  # forked processes that inherited the tensors
+        self.guards: set[int] = set()  # of forked children that inherited the tensors
         self.dead = False
         ring.live.add(self)
 
@@ -94,38 +93,33 @@ class _Lease:
             self.give_back()
 
     def give_back(self) -> None:
-        if self.dead and not self.children and self in self.ring.live:
+        if self.dead and not self.guards and self in self.ring.live:
             self.ring.live.discard(self)
-            self.ring.memory[LEASES_AT + self.index] = 0
+            self.ring.memory[LOANS_AT + self.index] = 0
             if self.ring.memory[CLOSED] and not self.ring.live:
                 _rings.pop(self.ring.name, None)
 
 
 _rings: dict[bytes, _Ring] = {}
-_guards: list[tuple[int, list[_Lease]]] = []  # the reading end of a pipe to a forked child, and what it inherited
+_guards: dict[int, list[_Loan]] = {}  # the reading end of a pipe to a forked child: what that child inherited
 _fork = threading.local()  # the writing end, between the two sides of a fork
 
 
 # The names that messages hold: every function here is called by an unpickler, in the training process.
 
 
-def unpack(payload: bytes) -> object:
-    """The message that the worker put into its queue."""
-    return pickle.loads(payload)
-
-
-def lease(name: bytes, pid: int, descriptor: int, index: int, start: int, nbytes: int) -> memoryview:
+def loan(name: bytes, pid: int, descriptor: int, index: int, start: int, nbytes: int) -> memoryview:
     """The memory of a batch; it is given back to the worker when the last tensor that views it is dead."""
     ring = _rings.get(name) or _open(name, pid, descriptor)
     view = memoryview(ring.memory)[start : start + nbytes]
-    weakref.finalize(view, _Lease(ring, index).end).atexit = False  # torch.frombuffer holds this very object
+    weakref.finalize(view, _Loan(ring, index).end).atexit = False  # torch.frombuffer holds this very object
     return view
 
 
 def tensor(
     memory: Buffer, offset: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
 ) -> Tensor:
-    """A tensor over a lease, or over bytes that came through the pipe; `offset` in bytes, `strides` in elements."""
+    """A tensor over a loan, or over bytes that came through the pipe; `offset` in bytes, `strides` in elements."""
     count = span(shape, strides)
     flat = torch.frombuffer(memory, dtype=getattr(torch, dtype), count=count, offset=offset)
     return flat.resize_(shape) if strides is None else flat.as_strided_(shape, strides)
@@ -137,20 +131,20 @@ def empty(dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def split(
-    memory: Buffer, offset: int, dtype: str, lengths: tuple[str, bytes], shapes: list[tuple[int, ...]] | None
+    memory: Buffer, offset: int, dtype: str, kind: str, sizes: bytes, shapes: list[tuple[int, ...]] | None
 ) -> tuple[Tensor, ...]:
-    """Rows that lie one after the other: `lengths` in elements, as a numpy dtype and its bytes."""
-    sizes: list[int] = np.frombuffer(lengths[1], lengths[0]).tolist()
-    return rows(tensor(memory, offset, dtype, (sum(sizes),)), sizes, shapes)
+    """Rows that lie one after the other; their sizes in elements, an array of the numpy dtype `kind`."""
+    counts: list[int] = np.frombuffer(sizes, kind).tolist()
+    parts = cut(tensor(memory, offset, dtype, (sum(counts),)), counts)
+    return tuple(parts if shapes is None else map(Tensor.resize_, parts, shapes))
 
 
-def rows(flat: Tensor, sizes: list[int], shapes: list[tuple[int, ...]] | None) -> tuple[Tensor, ...]:
-    """Cut `flat` (one dimension) into consecutive rows.
+def cut(flat: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Consecutive parts of a tensor of one dimension.
 
-    Autograd forbids writing into what `split` returns; "unsafe" means that it does not tie the rows together.
+    Not by `split`: autograd forbids writing into what several views of one call are; "unsafe" ones are tensors.
     """
-    parts: tuple[Tensor, ...] = tuple(flat.unsafe_split_with_sizes(sizes))
-    return parts if shapes is None else tuple(map(Tensor.view, parts, shapes))
+    return list(flat.unsafe_split_with_sizes(sizes))
 
 
 def span(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> int:
@@ -186,29 +180,28 @@ def _open(name: bytes, pid: int, descriptor: int) -> _Ring:
 
 
 def _ask_children() -> None:
-    """Let go of what was held for forked children that have exited."""
+    """Let go of what was held for forked children that have exited. It may run in two threads, and within itself."""
     asked = select.poll()
-    for read_end, _ in tuple(_guards):
+    for read_end in tuple(_guards):
         asked.register(read_end, select.POLLIN)
-    ended = {read_end for read_end, _ in asked.poll(0)}
-    for guard in tuple(_guards):
-        if guard[0] in ended:
-            _guards.remove(guard)
-            os.close(guard[0])
-            for held in guard[1]:
-                held.children -= 1
-                held.give_back()
+    for read_end, _ in asked.poll(0):
+        held = _guards.pop(read_end, None)
+        if held is not None:
+            for loan in held:
+                loan.guards.discard(read_end)
+                loan.give_back()
+            os.close(read_end)
 
 
 def _before_fork() -> None:
-    held = [lease for ring in tuple(_rings.values()) for lease in tuple(ring.live)]
-    for lease in held:
-        lease.children += 1
-    _fork.write_end = None
+    held = [loan for ring in tuple(_rings.values()) for loan in tuple(ring.live)]
+    _fork.write_end, read_end = None, -1
     if held:
-        with contextlib.suppress(OSError):  # out of descriptors: then these leases are never given back
+        with contextlib.suppress(OSError):  # out of descriptors: then these loans are never given back
             read_end, _fork.write_end = os.pipe()
-            _guards.append((read_end, held))
+            _guards[read_end] = held
+    for loan in held:
+        loan.guards.add(read_end)
 
 
 def _after_fork_in_parent() -> None:
@@ -218,13 +211,11 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """Keep what tensors view and nothing else: a loader's memory must not live as long as another loader's workers."""
-    for read_end, _ in _guards:
+    for read_end in _guards:
         os.close(read_end)
     _guards.clear()
     _rings.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,231 @@
+"""``CachedDataset``: the read journey. manifest -> plan -> shard -> block -> buffer -> batch."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from shardcache.errors import UsageError
+from shardcache.read import cache as caches
+from shardcache.read import settings, topology
+from shardcache.read.cache import Cache
+from shardcache.read.collate import Pad, collate_policies
+from shardcache.read.epochs import Epochs
+from shardcache.read.iteration import Iteration, check_caller
+from shardcache.read.loader import Loader
+from shardcache.read.pipeline import SAMPLES_AT_ONCE, Pipeline, Recipe
+from shardcache.read.plan import Plan
+from shardcache.read.transforms import Transform, check_picklable
+
+
+class CachedDataset(IterableDataset[Any]):
+    """Samples or batches of a cache, for training.
+
+    An ordinary ``IterableDataset``: ``DataLoader(ds, batch_size=None, num_workers=4)``, or ``ds.loader(num_workers=4)``,
+    which is the same and knows its state. Every row comes exactly once an epoch over all workers and ranks, and for the
+    same seed and epoch in the same batches for every number of workers that divides 48.
+
+    Args:
+        cache: a :class:`~shardcache.Cache` or the path of one.
+        batch_size: rows of a batch on each rank; None yields single samples.
+        shuffle: a new order in every epoch (:meth:`set_epoch`), a function of ``seed`` and epoch.
+        order: instead of ``shuffle``: ``"shuffled"``, ``"source"`` (the default), or ``"stored"``: each row once in the
+            order that costs least.
+        shuffle_buffer: bound of the shuffle buffer of a rank, in samples or in bytes (``"64MiB"``), to which two blocks
+            a lane and a batch are added. Default: what keeps the rows of a block apart, within 64 MiB.
+        seed: of the order and of the transforms.
+        columns: names (positions for a tuple) of the columns to read; the others are not touched.
+        transform: a callable for a sample, or a dict of callables by column. It may take ``rng``, a
+            ``numpy.random.Generator``, which depends on (seed, epoch, source index) alone; without, the global
+            generators are seeded so before each call.
+        batch_transform: a callable for a batch; it may take ``rng``, which depends on (seed, epoch, step).
+        collate: what a batch holds of columns whose shape varies: ``"list"`` (the default), ``"pad"`` or
+            :class:`~shardcache.Pad`; or a dict of these by column.
+        collate_fn: a callable that makes a batch from a list of (transformed) samples.
+        with_meta: yield ``(batch, Meta(index, valid))`` with the samples' source indices.
+        drop_last: drop the rows that do not fill a batch; the same as ``remainder="drop"``.
+        remainder: ``"drop"``; ``"pad"``: fill up with rows that come again, marked in ``Meta.valid``; ``"keep"``: a
+            short batch. Default: keep on one rank, pad on several, so that all have the same number of batches.
+        rank, world_size: default: from ``torch.distributed``, else from RANK and WORLD_SIZE in the environment.
+        global_batch_size: instead of ``batch_size``: rows of a batch over all ranks.
+        canonical_ranks: the world size for which the order is made (default: the present one). Every world size that
+            divides it sees the same global batches.
+        transport: ``"auto"``: batches reach the training process through shared memory that is used again and again;
+            ``"torch"``: as the DataLoader sends them.
+
+    Raises:
+        UsageError: the arguments contradict each other; the message says what to write instead.
+        StructureError: there is no such column.
+        CacheError: the cache cannot be opened; and, while reading, its :class:`~shardcache.DamagedError`.
+    """
+
+    def __init__(
+        self,
+        cache: Cache | str | os.PathLike[str],
+        *,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        order: str | None = None,
+        shuffle_buffer: int | str | None = None,
+        seed: int = 0,
+        columns: Sequence[str | int] | str | int | None = None,
+        transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
+        batch_transform: Callable[..., Any] | None = None,
+        collate: str | Pad | Mapping[str, str | Pad] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        with_meta: bool = False,
+        drop_last: bool = False,
+        remainder: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        global_batch_size: int | None = None,
+        canonical_ranks: int | None = None,
+        transport: str = "auto",
+    ) -> None:
+        self.cache = cache if isinstance(cache, Cache) else _opened(cache)
+        self._ranks = topology.ranks(rank, world_size)
+        self._shape = settings.batch_shape(
+            self._ranks, batch_size, global_batch_size, canonical_ranks, drop_last, remainder
+        )
+        self._order = settings.check_order(shuffle, order)
+        settings.check_buffer(shuffle_buffer)
+        self._shuffle_buffer = shuffle_buffer
+        fields = self.cache.schema.choose(columns)
+        whole, by_column = _transforms(transform)
+        self._recipe = Recipe(
+            cache=self.cache,
+            fields=fields,
+            seed=seed,
+            batch_size=self._shape.batch_size,
+            policies=collate_policies(collate, fields),
+            transform=whole,
+            column_transforms=by_column,
+            batch_transform=None if batch_transform is None else Transform(batch_transform, "batch_transform"),
+            collate_fn=collate_fn,
+            with_meta=with_meta,
+            transport=transport,
+        )
+        self._epochs = Epochs()
+        _check(self._recipe)
+        if self._order == "source" and self.cache.manifest.layout == "shuffled":
+            settings.warn_of_source_order(self.cache.manifest, self._shape.share * self._shape.strands)
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this rank; samples without ``batch_size``."""
+        return self._plan(0).rank_steps(*self._ranks)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of iterations that begin from now on, also in workers that live on (``persistent_workers=True``)."""
+        self._epochs.set(epoch)
+
+    def resume(self, *, epoch: int, step: int) -> None:
+        """Begin the next iteration at a step of an epoch; later epochs are whole again.
+
+        ``step`` counts the batches of this rank (samples without ``batch_size``) that were delivered before.
+        """
+        steps = len(self)
+        if type(step) is not int or not 0 <= step <= steps:
+            raise UsageError(f"step must be 0..{steps}, the number of batches in an epoch, was {step!r}")
+        self._epochs.set(epoch, step)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(epoch, step) at which the next iteration begins."""
+        return self._epochs.epoch, self._epochs.step
+
+    def identity(self) -> dict[str, Any]:
+        """What an order of batches is a function of, beside epoch and step: plain values."""
+        return {
+            "digest": self.cache.manifest.digest,
+            "seed": self._recipe.seed,
+            "order": self._order,
+            "global_batch_size": self._shape.share * self._shape.strands,
+            "canonical_ranks": self._shape.strands,
+            "shuffle_buffer": self._shuffle_buffer,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """There is none here: the training process cannot see how far a DataLoader's workers are."""
+        raise UsageError(
+            "a CachedDataset does not know how many batches were delivered: use loader = ds.loader(...) and "
+            "loader.state_dict(), or count the steps yourself and call ds.resume(epoch=..., step=...)"
+        )
+
+    def loader(self, num_workers: int = 0, **options: Any) -> Loader:
+        """A ``torch.utils.data.DataLoader`` over this dataset, with ``set_epoch``, ``state_dict`` and ``load_state_dict``.
+
+        ``options`` are the DataLoader's own: ``pin_memory``, ``prefetch_factor``, ``persistent_workers``, ...
+        """
+        twin = object.__new__(type(self))  # with epochs of its own: two loaders do not set each other's
+        twin.__dict__.update(self.__dict__, _epochs=Epochs(*self.position))
+        return Loader(twin, num_workers=num_workers, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        recipe = self._recipe
+        calls = [recipe.transform, recipe.batch_transform, *recipe.column_transforms.values()]
+        for name, call in [*((t.name, t.call) for t in calls if t is not None), ("collate_fn", recipe.collate_fn)]:
+            check_picklable(name, call)
+        return self.__dict__
+
+    def _plan(self, epoch: int) -> Plan:
+        manifest, recipe = self.cache.manifest, self._recipe
+        order = settings.epoch_order(
+            manifest, recipe.fields, self._shape, self._order, self._shuffle_buffer, recipe.seed, epoch
+        )
+        return Plan(settings.geometry(manifest), order, manifest.permutation())
+
+    def __iter__(self) -> Iterator[Any]:
+        check_caller(self._recipe.batch_size)
+        worker = topology.worker()
+        if worker.is_process:
+            torch.set_num_threads(1)
+        epoch, start = self._epochs.begin(worker.is_process, self._order == "shuffled" and worker.number == 0)
+        return Iteration(self._produce(epoch, start, worker))
+
+    def _produce(self, epoch: int, start: int, worker: topology.Worker) -> Iterator[Any]:
+        """What a worker yields of an epoch, from step ``start`` on."""
+        plan = self._plan(epoch)
+        rows_at_once = self._recipe.batch_size or SAMPLES_AT_ONCE
+        lanes, strands = -(-plan.lanes // worker.count), self._shape.strands // self._ranks.world_size
+        slots = settings.slots(plan, lanes, strands, rows_at_once)
+        keep = plan.order.kind != "lanes"
+        pipeline = Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep)
+        yield from pipeline.run(plan.worker_steps(worker.number, worker.count, start))
+
+
+def _opened(cache: Any) -> Cache:
+    if isinstance(cache, (str, os.PathLike)):
+        return caches.open(cache)
+    raise UsageError(
+        f"CachedDataset reads a cache, was given a {type(cache).__qualname__}: build one first, "
+        "cache = shardcache.build(dataset, 'caches/train')"
+    )
+
+
+def _transforms(transform: Any) -> tuple[Transform | None, dict[str, Transform]]:
+    """A transform of whole samples, or transforms by column."""
+    if transform is None:
+        return None, {}
+    if isinstance(transform, Mapping):
+        return None, {str(name): Transform(call, f"transform[{name!r}]") for name, call in transform.items()}
+    return Transform(transform, "transform"), {}
+
+
+def _check(recipe: Recipe) -> None:
+    known = {field.name for field in recipe.fields}
+    named = [("transform", name) for name in recipe.column_transforms]
+    if recipe.transform is None:
+        named += [("collate", name) for name in recipe.policies]
+    for what, name in named:
+        if name not in known:
+            raise UsageError(f"{what} for {name!r}: there is no such column; the columns are {', '.join(sorted(known))}")
+    if recipe.batch_size is None:
+        for what, given in (("collate_fn", recipe.collate_fn), ("batch_transform", recipe.batch_transform)):
+            if given is not None:
+                raise UsageError(f"{what} needs batch_size: without it single samples are yielded")
+    if type(recipe.seed) is not int:
+        raise UsageError(f"seed must be an int, was {recipe.seed!r}")
+    if recipe.transport not in ("auto", "torch"):
+        raise UsageError(f"transport must be 'auto' or 'torch', was {recipe.transport!r}")

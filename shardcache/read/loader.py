@@ -1,0 +1,73 @@
+"""``Loader``: the ordinary DataLoader, which counts what it has delivered."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from shardcache.errors import UsageError
+
+if TYPE_CHECKING:
+    from shardcache.read.dataset import CachedDataset
+
+_STATE_VERSION = 1
+
+
+def as_it_is(batch: Any) -> Any:
+    """What the dataset yields is a batch already."""
+    return batch
+
+
+class Loader(DataLoader[Any]):
+    """A ``DataLoader`` over a :class:`~shardcache.CachedDataset`, made by its ``loader()``.
+
+    What it adds: ``set_epoch``, and a state that can be saved at any step. It counts the batches that it has
+    *delivered*, whatever the workers have read ahead.
+    """
+
+    dataset: "CachedDataset"
+
+    def __init__(self, dataset: "CachedDataset", **options: Any) -> None:
+        for name in ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"):
+            if name in options:
+                raise UsageError(f"loader({name}=...): say it to CachedDataset(...); it makes the batches")
+        if options.get("in_order") is False:
+            raise UsageError("loader(in_order=False) would break the order of batches, and with it every promise about them")
+        options.setdefault("collate_fn", as_it_is)
+        self._delivered = 0
+        self._at: tuple[int, int] | None = None  # (epoch, first step) of the iteration that was begun last
+        super().__init__(dataset, batch_size=None, **options)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next iteration."""
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._at, self._delivered = self.dataset.position, 0
+        return self._counted(super().__iter__(), self._at)
+
+    def _counted(self, batches: Any, at: tuple[int, int]) -> Iterator[Any]:
+        for batch in batches:
+            if self._at is at:
+                self._delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training is: plain values, independent of the number of workers."""
+        epoch, step = self.dataset.position if self._at is None else (self._at[0], self._at[1] + self._delivered)
+        if self._at is not None and self.dataset.position[0] != epoch:
+            epoch, step = self.dataset.position  # set_epoch was called since
+        return {"version": _STATE_VERSION, "epoch": epoch, "step": step, **self.dataset.identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next iteration where ``state`` was saved.
+
+        Raises:
+            UsageError: the state is of another cache, seed, order or global batch size; the message says which.
+        """
+        for name, now in self.dataset.identity().items():
+            then = state.get(name)
+            if then != now:
+                raise UsageError(f"this state was saved with {name}={then!r}; now it is {now!r}")
+        self.dataset.resume(epoch=state["epoch"], step=state["step"])
+        self._at = None

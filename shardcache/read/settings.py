@@ -1,0 +1,170 @@
+"""What the user asks of a :class:`~shardcache.CachedDataset`, checked and worked out before an epoch begins."""
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardcache.errors import ShardCacheWarning, UsageError
+from shardcache.format.columns import fixed_row_bytes
+from shardcache.format.manifest import Manifest
+from shardcache.read.fields import TENSOR, Field
+from shardcache.read.plan import LANES, Geometry, Order
+from shardcache.read.topology import Ranks
+
+DEFAULT_BUFFER_BYTES = 64 << 20
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_MIN_SPREAD = 4  # batches over which the rows of a block are spread ...
+_KEPT_MATES = 25  # ... so that at most 1/25 of a row's batch-mates are the same in the next epoch
+
+
+def parse_bytes(text: str) -> int:
+    """``"64MiB"`` -> 67108864."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = match and _UNITS.get(match[2].upper())
+    if not match or unit is None:
+        raise UsageError(f"shuffle_buffer must be a number of samples or of bytes like '64MiB', was {text!r}")
+    return int(float(match[1]) * unit)
+
+
+def check_buffer(shuffle_buffer: int | str | None) -> None:
+    """:class:`UsageError` where the size of a buffer has no sense."""
+    if isinstance(shuffle_buffer, str):
+        parse_bytes(shuffle_buffer)
+    elif shuffle_buffer is not None and (type(shuffle_buffer) is not int or shuffle_buffer < 1):
+        raise UsageError(f"shuffle_buffer must be 1 sample or more, or bytes like '64MiB', was {shuffle_buffer!r}")
+
+
+def check_order(shuffle: bool, order: str | None) -> str:
+    """The order of an epoch: ``shuffled``, ``source`` or ``stored``."""
+    if order not in (None, "shuffled", "source", "stored"):
+        raise UsageError(f"order must be 'shuffled', 'source' or 'stored', was {order!r}")
+    if shuffle and order in ("source", "stored"):
+        raise UsageError(f"shuffle=True contradicts order={order!r}: leave one of them out")
+    return order or ("shuffled" if shuffle else "source")
+
+
+def row_bytes(manifest: Manifest, fields: Sequence[Field]) -> float:
+    """Mean decoded bytes of a row of these fields."""
+    total = 0.0
+    for field in fields:
+        if field.batch == TENSOR:
+            total += fixed_row_bytes(manifest.columns[field.position]) * manifest.samples
+        else:
+            total += field.raw_bytes
+    return max(1.0, total / manifest.samples)
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """How many rows a step has: on a rank (None: samples), and from each canonical rank."""
+
+    batch_size: int | None
+    strands: int
+    share: int
+    remainder: str
+
+
+def batch_shape(
+    ranks: Ranks,
+    batch_size: int | None,
+    global_batch_size: int | None,
+    canonical_ranks: int | None,
+    drop_last: bool,
+    remainder: str | None,
+) -> BatchShape:
+    """Work out the rows of a step; :class:`UsageError` where the arguments contradict each other."""
+    world = ranks.world_size
+    for name, value in (("batch_size", batch_size), ("global_batch_size", global_batch_size)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise UsageError(f"{name} must be an int of 1 or more, was {value!r}")
+    if global_batch_size is not None:
+        if batch_size is not None and batch_size * world != global_batch_size:
+            raise UsageError(
+                f"batch_size={batch_size} on {world} ranks contradicts global_batch_size={global_batch_size}: give one"
+            )
+        if global_batch_size % world:
+            raise UsageError(f"global_batch_size={global_batch_size} must be a multiple of the world size ({world})")
+        batch_size = global_batch_size // world
+    strands = world if canonical_ranks is None else canonical_ranks
+    if type(strands) is not int or strands < 1 or strands % world:
+        raise UsageError(f"canonical_ranks must be a multiple of the world size ({world}), was {strands!r}")
+    rows = (batch_size or strands // world) * world
+    if rows % strands:
+        raise UsageError(f"a global batch of {rows} must be a multiple of canonical_ranks ({strands})")
+    return BatchShape(batch_size, strands, rows // strands, _remainder(world, drop_last, remainder))
+
+
+def _remainder(world_size: int, drop_last: bool, remainder: str | None) -> str:
+    if remainder not in (None, "drop", "pad", "keep"):
+        raise UsageError(f"remainder must be 'drop', 'pad' or 'keep', was {remainder!r}")
+    if drop_last and remainder in ("pad", "keep"):
+        raise UsageError(f"drop_last=True contradicts remainder={remainder!r}: leave one of them out")
+    return remainder or ("drop" if drop_last else "pad" if world_size > 1 else "keep")
+
+
+def geometry(manifest: Manifest) -> Geometry:
+    return Geometry(manifest.samples, manifest.rows_per_block, manifest.blocks_per_shard)
+
+
+def epoch_order(
+    manifest: Manifest,
+    fields: Sequence[Field],
+    shape: BatchShape,
+    order: str,
+    shuffle_buffer: int | str | None,
+    seed: int,
+    epoch: int,
+) -> Order:
+    """The order of an epoch: a full permutation where it fits a quarter of the buffer, lanes otherwise."""
+    if order != "shuffled":
+        return Order(order, seed, epoch, shape.share, shape.strands, 0, shape.remainder)
+    one = row_bytes(manifest, fields)
+    if shuffle_buffer is None:
+        limit = DEFAULT_BUFFER_BYTES / one
+        span = min(_default_span(manifest.rows_per_block, shape), int(limit / LANES))
+    else:
+        limit = parse_bytes(shuffle_buffer) / one if isinstance(shuffle_buffer, str) else shuffle_buffer
+        span = int(limit / LANES)
+    if manifest.samples <= limit / 4:
+        return Order("full", seed, epoch, shape.share, shape.strands, 0, shape.remainder)
+    if manifest.rows_per_block == 1:
+        span = 0  # nothing to part
+    return Order("lanes", seed, epoch, shape.share, shape.strands, span, shape.remainder)
+
+
+def _default_span(rows_per_block: int, shape: BatchShape) -> int:
+    """How far the rows of a block must spread so that few of them meet again in the next epoch's batches."""
+    if shape.batch_size is None:
+        return rows_per_block
+    share = shape.share
+    spread = max(_MIN_SPREAD, math.sqrt(_KEPT_MATES * rows_per_block / (share * shape.strands)))
+    return math.ceil(spread * share)
+
+
+def slots(plan: Any, owned_lanes: int, owned_strands: int, rows_at_once: int) -> int:
+    """How many blocks a worker's buffer holds: for each strand its span and two blocks, and what one batch touches."""
+    order, per_block = plan.order, plan.geometry.rows_per_block
+    if order.kind == "full":
+        return int(plan.geometry.blocks)
+    if order.kind != "lanes":
+        return max(2, min(plan.geometry.blocks, 2 * -(-rows_at_once // per_block) + 2, 64))
+    strands = owned_lanes * owned_strands
+    live = -(-order.span // per_block) + 2 if per_block > 1 else 0
+    return min(strands * live + -(-rows_at_once // per_block) + 2 * owned_strands, int(plan.geometry.blocks) + 2 * strands)
+
+
+def warn_of_source_order(manifest: Manifest, batch_rows: int) -> None:
+    """Source order on a shuffled layout decodes a block for nearly every sample: say so."""
+    blocks = manifest.blocks
+    touched = blocks * (1 - (1 - 1 / blocks) ** batch_rows)
+    factor = touched * manifest.rows_per_block / batch_rows
+    if factor > 2:
+        warnings.warn(
+            f"source order on a cache of shuffled layout decodes about {factor:.0f} times as many rows as it yields; "
+            "build the cache with layout='source', or read it with order='stored' (each row once, in the cheapest order)",
+            ShardCacheWarning,
+            stacklevel=3,
+        )

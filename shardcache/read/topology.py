@@ -1,0 +1,54 @@
+"""Which rank of how many, and which worker of how many, am I?"""
+
+import os
+from typing import NamedTuple
+
+import torch.distributed
+from torch.utils.data import get_worker_info
+
+from shardcache.errors import UsageError
+
+
+class Ranks(NamedTuple):
+    """One process of a job that trains one model in ``world_size`` processes."""
+
+    rank: int
+    world_size: int
+
+
+class Worker(NamedTuple):
+    """One worker process of a DataLoader, or the training process itself (0 of 1)."""
+
+    number: int
+    count: int
+    is_process: bool
+
+
+def ranks(rank: int | None, world_size: int | None) -> Ranks:
+    """As given; else from ``torch.distributed``; else from the environment (RANK, WORLD_SIZE); else 0 of 1."""
+    if (rank is None) != (world_size is None):
+        raise UsageError("rank and world_size go together: give both or neither")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        else:
+            rank, world_size = _from_environment()
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank must be 0..{world_size - 1} in a world of size {world_size}, was {rank}")
+    return Ranks(rank, world_size)
+
+
+def _from_environment() -> tuple[int, int]:
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None or world_size is None:
+        return 0, 1
+    try:
+        return int(rank), int(world_size)
+    except ValueError:
+        raise UsageError(f"RANK and WORLD_SIZE in the environment must be integers, were {rank!r}, {world_size!r}") from None
+
+
+def worker() -> Worker:
+    """The worker that this code runs in."""
+    info = get_worker_info()
+    return Worker(0, 1, False) if info is None else Worker(info.id, info.num_workers, True)
