@@ -1,0 +1,1 @@
+"""The build journey: source -> rows -> blocks -> shard -> manifest."""

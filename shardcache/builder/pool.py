@@ -28,7 +28,12 @@ def build_here(
 
 
 def build_in_workers(
-    recipe: Recipe, plan: Manifest, shards: Sequence[int], directory: Path, report: Callable[[Report], None], workers: int
+    recipe: Recipe,
+    plan: Manifest,
+    shards: Sequence[int],
+    directory: Path,
+    report: Callable[[Report], None],
+    workers: int,
 ) -> Iterator[ShardRecord]:
     """Build ``shards`` in ``workers`` processes, in whatever order they are done.
 

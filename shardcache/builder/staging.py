@@ -8,8 +8,8 @@ what only the build needed, and renames the directory: readers see nothing or ev
 import errno
 import os
 import shutil
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock

@@ -1,0 +1,1 @@
+"""What is on disk: bytes <-> values. ``spec`` is the specification."""

@@ -86,7 +86,7 @@ def open_into(value: memoryview, out: memoryview, place: Place) -> None:
 def open_body(value: memoryview, place: Place) -> Body:
     """Check a stored value and return its body in memory of its own."""
     out = np.empty(body_bytes(value, place), np.uint8)
-    _fill(value, memoryview(out), place)
+    _fill(value, out.data, place)
     return out
 
 

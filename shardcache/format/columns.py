@@ -110,11 +110,12 @@ def _all_are(column: Column, values: list[Any]) -> bool:
     if column.type == "array":
         dtype = np.dtype(column.dtype)
         return all(
-            type(value) in (np.ndarray, np.memmap) and value.dtype == dtype and value.ndim == dimensions for value in values
+            type(value) in (np.ndarray, np.memmap) and value.dtype == dtype and value.ndim == dimensions
+            for value in values
         )
-    dtype = dtypes.tensor_dtype(column.dtype)
+    wanted = dtypes.tensor_dtype(column.dtype)
     return all(
-        nested.leaf_type(value) == "tensor" and value.dtype == dtype and value.ndim == dimensions for value in values
+        nested.leaf_type(value) == "tensor" and value.dtype == wanted and value.ndim == dimensions for value in values
     )
 
 
@@ -135,7 +136,8 @@ def _byte_rows(type_: str, values: list[Any]) -> list[bytes] | None:
     return values if type_ == "bytes" else [nested.encode_image(value) for value in values]
 
 
-FetchRow = Callable[[int], bytes]
+Array = np.ndarray[Any, Any]
+FetchRow = Callable[[int], Array]
 
 
 class BlockRows:
@@ -144,21 +146,44 @@ class BlockRows:
     ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row that has a key of its own.
     """
 
-    __slots__ = ("_column", "_data", "_decode", "_fetch", "_large", "_places", "_starts", "count", "form", "shapes", "states")
+    __slots__ = (
+        "_column",
+        "_data",
+        "_decode",
+        "_fetch",
+        "_large",
+        "_places",
+        "_starts",
+        "count",
+        "form",
+        "shapes",
+        "states",
+    )
 
     def __init__(
-        self, column: Column, form: int, body: "np.ndarray[Any, Any]", count: int, decode: nested.Decoder, fetch: FetchRow
+        self,
+        column: Column,
+        form: int,
+        body: "np.ndarray[Any, Any]",
+        count: int,
+        decode: nested.Decoder,
+        fetch: FetchRow,
     ) -> None:
         self._column, self._decode, self._fetch = column, decode, fetch
         self.form, self.count = Form(form & ~MASKED), count
-        self.states, self._places, present = None, None, count
+        self.states: Array | None = None
+        self.shapes: Array | None = None
+        self._places: Array | None = None
+        self._starts: Array | None = None
+        self._large: Array | None = None
+        present = count
         if form & MASKED:
             length = count + -count % spec.MASK_ALIGNMENT
             _need(len(body) >= length, "shorter than its mask")
-            self.states, body = body[:count], body[length:]
-            self._places = np.cumsum(self.states == 0) - 1
+            states, body = body[:count], body[length:]
+            self.states, self._places = states, np.cumsum(states == 0) - 1
             present = int(self._places[-1]) + 1 if count else 0
-        self._data, self._starts, self._large, self.shapes = body, None, None, None
+        self._data = body
         if self.form == Form.EMPTY:
             _need(not present and not len(body), "an empty form with values")
         elif self.form == Form.FIXED:
@@ -173,15 +198,18 @@ class BlockRows:
         _need(len(self._data) >= head, "shorter than its sizes")
         shapes = np.frombuffer(self._data[:head], np.uint64).reshape(present, dimensions)
         item = dtypes.item_bytes(self._column.type, self._column.dtype) if self.form == Form.RAGGED else 1
-        _need(not present or float(shapes.prod(axis=1, dtype=np.float64).max()) * item < spec.MAX_BODY_BYTES, "of absurd size")
+        _need(
+            not present or float(shapes.prod(axis=1, dtype=np.float64).max()) * item < spec.MAX_BODY_BYTES,
+            "of absurd size",
+        )
         self.shapes = shapes.astype(np.int64)
-        sizes = self.shapes.prod(axis=1) * item
+        sizes: Array = self.shapes.prod(axis=1) * item
         if self.count > 1 and present and sizes.max() > spec.LARGE_ROW_BYTES:
             self._large = sizes > spec.LARGE_ROW_BYTES
             sizes[self._large] = 0
-        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._starts = starts = np.concatenate([[0], np.cumsum(sizes)])
         self._data = self._data[head:]
-        _need(self._starts[-1] == len(self._data), "not the size of its rows")
+        _need(starts[-1] == len(self._data), "not the size of its rows")
 
     def value(self, row: int) -> Any:
         """The value of a row, owning its memory; None or ABSENT where it has none."""

@@ -28,7 +28,9 @@ def parse_codec(codec: str) -> int | None:
     except ValueError:
         number = MAX_LEVEL + 1
     if name != "zstd" or not MIN_LEVEL <= number <= MAX_LEVEL:
-        raise UsageError(f"codec {codec!r}: must be 'auto', 'none', 'zstd' or 'zstd:LEVEL' with LEVEL {MIN_LEVEL}..{MAX_LEVEL}")
+        raise UsageError(
+            f"codec {codec!r}: must be 'auto', 'none', 'zstd' or 'zstd:LEVEL' with LEVEL {MIN_LEVEL}..{MAX_LEVEL}"
+        )
     return number
 
 

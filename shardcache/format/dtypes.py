@@ -39,7 +39,9 @@ TENSOR_ITEM_BYTES = {
 }
 QUANTIZED_ITEM_BYTES = {"quint8": 1, "qint8": 1, "qint32": 4}
 
-_ARRAY_KINDS = re.compile(r"\|b1|\|[iu]1|[<>][iufc](?:2|4|8|16|32)|[<>]U\d{1,9}|\|S\d{1,9}|[<>][mM]8(?:\[\d{0,9}[a-zA-Zμ]{1,7}\])?")
+_ARRAY_KINDS = re.compile(
+    r"\|b1|\|[iu]1|[<>][iufc](?:2|4|8|16|32)|[<>]U\d{1,9}|\|S\d{1,9}|[<>][mM]8(?:\[\d{0,9}[a-zA-Zμ]{1,7}\])?"
+)
 
 # NumPy types that a tensor can hold, once in native byte order.
 _ARRAY_TO_TENSOR = {

@@ -65,7 +65,7 @@ def decoder(types: Sequence[type] = ()) -> Decoder:
         return unwrap_record(*content)
 
     def unwrap_record(name: str, fields: list[str], is_dataclass: bool, values: list[Any]) -> Any:
-        if not (isinstance(name, str) and name.isidentifier() and all(isinstance(field, str) for field in fields)):
+        if not (str(name).isidentifier() and all(isinstance(field, str) for field in fields)):
             raise ValueError("a record without a name")
         make = records.get((name, tuple(fields), is_dataclass)) or plain_record(name, tuple(fields))._make
         return make(values)
@@ -283,7 +283,9 @@ def decode_array(type_: str, name: str, shape: list[int] | tuple[int, ...], data
             raise ValueError(f"{shape!r} is not a shape")
         count *= size
     if count * dtypes.item_bytes(type_, name) != len(data):
-        raise ValueError(f"shape {tuple(shape)} of {name} needs {count * dtypes.item_bytes(type_, name)} bytes, got {len(data)}")
+        raise ValueError(
+            f"shape {tuple(shape)} of {name} needs {count * dtypes.item_bytes(type_, name)} bytes, got {len(data)}"
+        )
     if type_ == "tensor":
         import torch
 

@@ -6,7 +6,7 @@ A :data:`Node` tree says how a sample nests; each node is a column (:mod:`shardc
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -122,14 +122,19 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @lru_cache(maxsize=1024)
-def record_kind(cls: type) -> tuple[str, tuple[str, ...], bool] | None:
-    """(name, fields, is a dataclass) of a namedtuple or dataclass; None of any other class."""
+def _record_kind(cls: Hashable) -> tuple[str, tuple[str, ...], bool] | None:
+    assert isinstance(cls, type)
     if dataclasses.is_dataclass(cls):
         return cls.__name__, tuple(field.name for field in dataclasses.fields(cls)), True
     fields = getattr(cls, "_fields", None)
     if issubclass(cls, tuple) and isinstance(fields, tuple) and hasattr(cls, "_make"):
         return cls.__name__, fields, False
     return None
+
+
+def record_kind(cls: Any) -> tuple[str, tuple[str, ...], bool] | None:
+    """(name, fields, is a dataclass) of a namedtuple or dataclass; None of any other class."""
+    return _record_kind(cls)
 
 
 def _rebuild_record(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
@@ -142,7 +147,7 @@ def plain_record(name: str, fields: tuple[str, ...]) -> Any:
 
     Unlike a class that ``namedtuple`` makes it can be pickled, so that samples may cross from worker to parent.
     """
-    base = collections.namedtuple(name, fields, rename=True)  # type: ignore[misc]  # noqa: PYI024
+    base = collections.namedtuple(name, fields, rename=True)  # type: ignore[misc]
     members = {"__slots__": (), "__reduce__": lambda self: (_rebuild_record, (name, fields, tuple(self)))}
     return type(name, (base,), members)
 
@@ -246,9 +251,10 @@ def record_maker(cls: Any) -> Maker:
     if not dataclasses.is_dataclass(cls):
         return lambda parts: cls._make(parts)
     names = [field.name for field in dataclasses.fields(cls)]
+    bare: Any = object.__new__
 
     def make(parts: list[Any]) -> Any:
-        record = object.__new__(cls)
+        record = bare(cls)
         for name, part in zip(names, parts, strict=True):
             object.__setattr__(record, name, part)
         return record

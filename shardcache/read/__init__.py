@@ -1,0 +1,1 @@
+"""The read journey: manifest -> plan -> shard -> block -> buffer -> batch."""

@@ -46,7 +46,7 @@ class Arena:
             return
         for start in range(0, len(rows.visit), self._slots):
             part = slice(start, start + self._slots)
-            yield part, Rows(*(column[part] for column in rows))
+            yield part, rows.part(part)
 
     def load(self, rows: Rows) -> Integers:
         """Make sure that the blocks of ``rows`` are here; returns where each row lies (slot * rows a block + offset)."""
@@ -128,7 +128,7 @@ class _Fixed:
     def memory(self, slot: int, count: int) -> memoryview:
         """Where the ``count`` rows of a block go."""
         start = slot * self._rows * self._row_bytes
-        return memoryview(self._bytes)[start : start + count * self._row_bytes]
+        return self._bytes.data[start : start + count * self._row_bytes]
 
     def gather(self, places: torch.Tensor, out: torch.Tensor) -> None:
         if not self._row_bytes or not len(places):
@@ -136,5 +136,3 @@ class _Fixed:
         flat = out.view(-1) if out.dim() != 1 else out
         words = (flat if flat.dtype == self._word else flat.view(self._word)).view(len(places), -1)
         torch.index_select(self._table, 0, places, out=words)
-
-

@@ -66,7 +66,12 @@ class Blocks:
         rows = self.manifest.block_rows(number)
         try:
             return BlockRows(
-                self.manifest.columns[position], form, body, rows, self._decode, lambda row: self._large(number, position, row)
+                self.manifest.columns[position],
+                form,
+                body,
+                rows,
+                self._decode,
+                lambda row: self._large(number, position, row),
             )
         except (BodyError, ValueError) as error:
             raise block.damaged(place, f"a body that is {error}") from None

@@ -46,7 +46,9 @@ class Cache(Dataset[Any]):
         self.types = types
         self.manifest: Manifest = manifests.read(path)
         if expect is not None and self.manifest.digest != expect:
-            raise CacheError(f"{path}: another cache is here now (digest {self.manifest.digest[:16]}, was {expect[:16]})")
+            raise CacheError(
+                f"{path}: another cache is here now (digest {self.manifest.digest[:16]}, was {expect[:16]})"
+            )
         self.schema = Schema(self.manifest)
         self.blocks = Blocks(path, self.manifest, types)
         self._permutation = self.manifest.permutation()
@@ -90,7 +92,7 @@ class Cache(Dataset[Any]):
     def _row(self, index: Any) -> int:
         """Where a source index lies."""
         try:
-            source = index.__index__()
+            source: int = index.__index__()
         except (AttributeError, TypeError):
             raise UsageError(f"an index must be an int or a list of ints, was {index!r}") from None
         if not -len(self) <= source < len(self):

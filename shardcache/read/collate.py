@@ -26,7 +26,7 @@ class Padded(NamedTuple):
 class Meta(NamedTuple):
     """``index``: source index of each sample, int64 [batch]. ``valid``: False where a row only fills up the batch."""
 
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment]
     valid: torch.Tensor
 
 
@@ -53,7 +53,7 @@ class Pad:
         largest = -(-largest // self.multiple_of) * self.multiple_of
         data = torch.full((len(rows), *largest.tolist()), self.value, dtype=rows[0].dtype)
         for number, row in enumerate(rows):
-            data[(number, *(slice(size) for size in row.shape))] = row
+            data[number][tuple(slice(size) for size in row.shape)] = row
         lengths = torch.from_numpy(shapes)
         return Padded(data, lengths[:, 0] if lengths.shape[1] == 1 else lengths)
 
@@ -62,9 +62,7 @@ Policy = str | Pad
 POLICIES = "'list', 'pad' or Pad(value, multiple_of=...)"
 
 
-def collate_policies(
-    collate: Policy | Mapping[str, Policy] | None, fields: Sequence[Field]
-) -> dict[str, Pad | None]:
+def collate_policies(collate: Policy | Mapping[str, Policy] | None, fields: Sequence[Field]) -> dict[str, Pad | None]:
     """Collate policies by field name: None for a list, a :class:`Pad` for padding."""
     named: Mapping[Any, Any]
     if collate is None or isinstance(collate, (str, Pad)):

@@ -1,18 +1,20 @@
 """``CachedDataset``: the read journey. manifest -> plan -> shard -> block -> buffer -> batch."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
 
-from shardcache.errors import UsageError
+from shardcache.errors import ShardCacheWarning, UsageError
 from shardcache.read import cache as caches
 from shardcache.read import settings, topology
 from shardcache.read.cache import Cache
 from shardcache.read.collate import Pad, collate_policies
 from shardcache.read.epochs import Epochs
+from shardcache.read.fields import RAGGED, Field
 from shardcache.read.iteration import Iteration, check_caller
 from shardcache.read.loader import Loader
 from shardcache.read.pipeline import SAMPLES_AT_ONCE, Pipeline, Recipe
@@ -109,6 +111,8 @@ class CachedDataset(IterableDataset[Any]):
         )
         self._epochs = Epochs()
         _check(self._recipe)
+        if self._shape.batch_size is not None and whole is None and collate_fn is None and collate is None:
+            _say_what_is_a_list(fields, by_column)
         if self._order == "source" and self.cache.manifest.layout == "shuffled":
             settings.warn_of_source_order(self.cache.manifest, self._shape.share * self._shape.strands)
 
@@ -129,6 +133,14 @@ class CachedDataset(IterableDataset[Any]):
         if type(step) is not int or not 0 <= step <= steps:
             raise UsageError(f"step must be 0..{steps}, the number of batches in an epoch, was {step!r}")
         self._epochs.set(epoch, step)
+
+    def announce(self) -> tuple[int, int]:
+        """For a loader: an iteration begins; (epoch, first step) of it."""
+        return self._epochs.announce(self._is_shuffled)
+
+    @property
+    def _is_shuffled(self) -> bool:
+        return self._order == "shuffled"
 
     @property
     def position(self) -> tuple[int, int]:
@@ -181,18 +193,18 @@ class CachedDataset(IterableDataset[Any]):
         worker = topology.worker()
         if worker.is_process:
             torch.set_num_threads(1)
-        epoch, start = self._epochs.begin(worker.is_process, self._order == "shuffled" and worker.number == 0)
+        epoch, start = self._epochs.begin(worker.is_process, self._is_shuffled and worker.number == 0)
         return Iteration(self._produce(epoch, start, worker))
 
     def _produce(self, epoch: int, start: int, worker: topology.Worker) -> Iterator[Any]:
         """What a worker yields of an epoch, from step ``start`` on."""
         plan = self._plan(epoch)
         rows_at_once = self._recipe.batch_size or SAMPLES_AT_ONCE
-        lanes, strands = -(-plan.lanes // worker.count), self._shape.strands // self._ranks.world_size
+        lanes, strands = -(-plan.lanes // worker.workers), self._shape.strands // self._ranks.world_size
         slots = settings.slots(plan, lanes, strands, rows_at_once)
         keep = plan.order.kind != "lanes"
         pipeline = Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep)
-        yield from pipeline.run(plan.worker_steps(worker.number, worker.count, start))
+        yield from pipeline.run(plan.worker_steps(worker.number, worker.workers, start))
 
 
 def _opened(cache: Any) -> Cache:
@@ -213,6 +225,20 @@ def _transforms(transform: Any) -> tuple[Transform | None, dict[str, Transform]]
     return Transform(transform, "transform"), {}
 
 
+def _say_what_is_a_list(fields: Sequence[Field], by_column: Mapping[str, Transform]) -> None:
+    """Columns whose shape varies come as lists: say so once, before somebody wonders."""
+    ragged = [field.name for field in fields if field.batch == RAGGED and field.name not in by_column]
+    if ragged:
+        names = ", ".join(map(repr, ragged))
+        wanted = ", ".join(f"{name!r}: 'pad'" for name in ragged)
+        warnings.warn(
+            f"the shape of {names} varies: batches hold a list; for tensors: collate={{{wanted}}}; "
+            "collate='list' says that a list is meant",
+            ShardCacheWarning,
+            stacklevel=3,
+        )
+
+
 def _check(recipe: Recipe) -> None:
     known = {field.name for field in recipe.fields}
     named = [("transform", name) for name in recipe.column_transforms]
@@ -220,7 +246,9 @@ def _check(recipe: Recipe) -> None:
         named += [("collate", name) for name in recipe.policies]
     for what, name in named:
         if name not in known:
-            raise UsageError(f"{what} for {name!r}: there is no such column; the columns are {', '.join(sorted(known))}")
+            raise UsageError(
+                f"{what} for {name!r}: there is no such column; the columns are {', '.join(sorted(known))}"
+            )
     if recipe.batch_size is None:
         for what, given in (("collate_fn", recipe.collate_fn), ("batch_transform", recipe.batch_transform)):
             if given is not None:

@@ -1,6 +1,7 @@
 """``Loader``: the ordinary DataLoader, which counts what it has delivered."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -18,6 +19,20 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
+@dataclass
+class _Begun:
+    """An iteration: its epoch, and the step that it will deliver next."""
+
+    epoch: int
+    step: int
+
+
+def _counted(batches: Iterator[Any], begun: _Begun) -> Iterator[Any]:
+    for batch in batches:
+        begun.step += 1
+        yield batch
+
+
 class Loader(DataLoader[Any]):
     """A ``DataLoader`` over a :class:`~shardcache.CachedDataset`, made by its ``loader()``.
 
@@ -32,10 +47,11 @@ class Loader(DataLoader[Any]):
             if name in options:
                 raise UsageError(f"loader({name}=...): say it to CachedDataset(...); it makes the batches")
         if options.get("in_order") is False:
-            raise UsageError("loader(in_order=False) would break the order of batches, and with it every promise about them")
+            raise UsageError(
+                "loader(in_order=False) would break the order of batches, and with it every promise about them"
+            )
         options.setdefault("collate_fn", as_it_is)
-        self._delivered = 0
-        self._at: tuple[int, int] | None = None  # (epoch, first step) of the iteration that was begun last
+        self._begun: _Begun | None = None  # the iteration that was begun last
         super().__init__(dataset, batch_size=None, **options)
 
     def set_epoch(self, epoch: int) -> None:
@@ -43,20 +59,14 @@ class Loader(DataLoader[Any]):
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._at, self._delivered = self.dataset.position, 0
-        return self._counted(super().__iter__(), self._at)
-
-    def _counted(self, batches: Any, at: tuple[int, int]) -> Iterator[Any]:
-        for batch in batches:
-            if self._at is at:
-                self._delivered += 1
-            yield batch
+        begun = self._begun = _Begun(*self.dataset.announce())
+        return _counted(super().__iter__(), begun)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is: plain values, independent of the number of workers."""
-        epoch, step = self.dataset.position if self._at is None else (self._at[0], self._at[1] + self._delivered)
-        if self._at is not None and self.dataset.position[0] != epoch:
-            epoch, step = self.dataset.position  # set_epoch was called since
+        epoch, step = self.dataset.position
+        if self._begun is not None and self._begun.epoch == epoch:  # else set_epoch was called since
+            step = self._begun.step
         return {"version": _STATE_VERSION, "epoch": epoch, "step": step, **self.dataset.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -70,4 +80,4 @@ class Loader(DataLoader[Any]):
             if then != now:
                 raise UsageError(f"this state was saved with {name}={then!r}; now it is {now!r}")
         self.dataset.resume(epoch=state["epoch"], step=state["step"])
-        self._at = None
+        self._begun = None

@@ -59,7 +59,7 @@ class Pipeline:
         self._assembler = Assembler(recipe.cache.manifest, recipe.fields, recipe.cache.types)
         self._arena = Arena(recipe.cache.blocks, self._fields, slots, keep=keep)
         self._joiners = {f.position: self._assembler.field_joiner(f) for f in recipe.fields if len(f.positions) > 1}
-        self._transport = transport("torch" if recipe.makes_samples else recipe.transport)  # type: ignore[arg-type]
+        self._transport = transport(recipe.transport)
         self._guard: Callable[[], Any] = transforms.global_generators_kept if recipe.draws else nullcontext
 
     def _as_read(self, field: Field) -> Field:
@@ -84,7 +84,7 @@ class Pipeline:
         if not self._recipe.with_meta:
             return samples
         metas = zip(index.tolist(), rows.valid.tolist(), strict=True)
-        return [(sample, Meta(*meta)) for sample, meta in zip(samples, metas, strict=True)]  # type: ignore[arg-type]
+        return [(sample, Meta(*meta)) for sample, meta in zip(samples, metas, strict=True)]
 
     def _batches_of(self, step: int) -> list[Any]:
         """The batch of a step; none where this rank has no rows of it."""

@@ -21,14 +21,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardcache.format.permutation import Integers, Permutation, derive, random_words
+from shardcache.format.permutation import Integers as Integers
+from shardcache.format.permutation import Permutation, derive, random_words
 
 LANES = 48
 _EXTENTS = 2048
 _SEQUENCE, _EXTENT_ORDER, _BLOCK_ORDER, _DELAYS = range(1, 5)
 _TIE_BITS = 20
 
-Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Rows(NamedTuple):
@@ -43,6 +44,18 @@ class Rows(NamedTuple):
     offset: Integers
     valid: Flags
     last: Flags
+
+    def part(self, part: slice) -> "Rows":
+        """Some consecutive ones of them."""
+        return Rows(self.visit[part], self.block[part], self.offset[part], self.valid[part], self.last[part])
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """One after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    visit, block, offset, valid, last = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Rows(visit, block, offset, valid, last)
 
 
 @dataclass(frozen=True)
@@ -264,7 +277,8 @@ class Strand:
 
     def _starts(self, places: Integers) -> Integers:
         """How many rows come in the blocks before those at ``places``."""
-        return places * self._per_block - self._missing[np.searchsorted(self._short, places)]
+        missing: Integers = self._missing[np.searchsorted(self._short, places)]
+        return places * self._per_block - missing
 
     def _places(self, low: int, high: int) -> Integers:
         """Every place whose rows may have a key in [low, high), and a few more; those before it have smaller keys."""
@@ -320,15 +334,9 @@ class Strand:
             window = self._next_window()
             self._ready.append(window)
             have += len(window.block)
-        joined = _concatenate(self._ready)
-        if self._skip:
-            joined, self._skip = Rows(*(column[self._skip :] for column in joined)), 0
-        self._ready = [Rows(*(column[count:] for column in joined))]
-        return Rows(*(column[:count] for column in joined))
-
-
-def _concatenate(parts: list[Rows]) -> Rows:
-    return parts[0] if len(parts) == 1 else Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        rows = joined(self._ready).part(slice(self._skip, None))
+        self._skip, self._ready = 0, [rows.part(slice(count, None))]
+        return rows.part(slice(count))
 
 
 class PlanReader:
@@ -341,8 +349,8 @@ class PlanReader:
     def rows(self, steps: list[int]) -> Rows:
         """The rows of some steps of this worker, one step after the other."""
         if self._plan.order.kind != "lanes":
-            return _concatenate([self._plan.sequence_rows(step, n) for step in steps for n in self._numbers])
-        return _concatenate([self._take(step, number) for step in steps for number in self._numbers])
+            return joined([self._plan.sequence_rows(step, n) for step in steps for n in self._numbers])
+        return joined([self._take(step, number) for step in steps for number in self._numbers])
 
     def _take(self, step: int, number: int) -> Rows:
         ordinal, lane = divmod(step, self._plan.lanes)

@@ -5,13 +5,12 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from shardcache.errors import ShardCacheWarning, UsageError
 from shardcache.format.columns import fixed_row_bytes
 from shardcache.format.manifest import Manifest
 from shardcache.read.fields import TENSOR, Field
-from shardcache.read.plan import LANES, Geometry, Order
+from shardcache.read.plan import LANES, Geometry, Order, Plan
 from shardcache.read.topology import Ranks
 
 DEFAULT_BUFFER_BYTES = 64 << 20
@@ -106,6 +105,7 @@ def _remainder(world_size: int, drop_last: bool, remainder: str | None) -> str:
 
 
 def geometry(manifest: Manifest) -> Geometry:
+    """How the rows of a cache lie."""
     return Geometry(manifest.samples, manifest.rows_per_block, manifest.blocks_per_shard)
 
 
@@ -144,7 +144,7 @@ def _default_span(rows_per_block: int, shape: BatchShape) -> int:
     return math.ceil(spread * share)
 
 
-def slots(plan: Any, owned_lanes: int, owned_strands: int, rows_at_once: int) -> int:
+def slots(plan: Plan, owned_lanes: int, owned_strands: int, rows_at_once: int) -> int:
     """How many blocks a worker's buffer holds: for each strand its span and two blocks, and what one batch touches."""
     order, per_block = plan.order, plan.geometry.rows_per_block
     if order.kind == "full":
@@ -153,7 +153,9 @@ def slots(plan: Any, owned_lanes: int, owned_strands: int, rows_at_once: int) ->
         return max(2, min(plan.geometry.blocks, 2 * -(-rows_at_once // per_block) + 2, 64))
     strands = owned_lanes * owned_strands
     live = -(-order.span // per_block) + 2 if per_block > 1 else 0
-    return min(strands * live + -(-rows_at_once // per_block) + 2 * owned_strands, int(plan.geometry.blocks) + 2 * strands)
+    return min(
+        strands * live + -(-rows_at_once // per_block) + 2 * owned_strands, int(plan.geometry.blocks) + 2 * strands
+    )
 
 
 def warn_of_source_order(manifest: Manifest, batch_rows: int) -> None:

@@ -1,4 +1,4 @@
-"""Which rank of how many, and which worker of how many, am I?"""
+"""Which rank of how many, and which worker of how many, this process is."""
 
 import os
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Worker(NamedTuple):
     """One worker process of a DataLoader, or the training process itself (0 of 1)."""
 
     number: int
-    count: int
+    workers: int
     is_process: bool
 
 
@@ -45,7 +45,9 @@ def _from_environment() -> tuple[int, int]:
     try:
         return int(rank), int(world_size)
     except ValueError:
-        raise UsageError(f"RANK and WORLD_SIZE in the environment must be integers, were {rank!r}, {world_size!r}") from None
+        raise UsageError(
+            f"RANK and WORLD_SIZE in the environment must be integers, were {rank!r}, {world_size!r}"
+        ) from None
 
 
 def worker() -> Worker:

@@ -51,19 +51,19 @@ def sample_key(seed: int, epoch: int, index: int) -> int:
 def seed_global_generators(key: int) -> None:
     """Seed torch's, NumPy's and Python's generators of this process."""
     torch.default_generator.manual_seed(key & (1 << 63) - 1)
-    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002
+    np.random.seed(key & 0xFFFFFFFF)
     random.seed(key)
 
 
 @contextmanager
 def global_generators_kept() -> Iterator[None]:
     """Put the state of the global generators back at the end: the training process draws from them too."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:
         torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        np.random.set_state(states[1])
         random.setstate(states[2])
 
 

@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from multiprocessing.queues import Queue
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +115,7 @@ class RingTransport:
         return rows
 
 
-def transport(kind: Literal["auto", "torch"]) -> Transport:
+def transport(kind: str) -> Transport:
     """The transport for this process: "auto" is the ring where it can be (in a worker, on Linux), "torch" never is."""
     if kind not in ("auto", "torch"):
         raise UsageError(f"transport must be 'auto' or 'torch', not {kind!r}")
