@@ -13,6 +13,7 @@ from shardcache.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
     from shardcache.builder.build import build
+    from shardcache.integrity import verify
     from shardcache.read.cache import Cache, open
     from shardcache.read.collate import Meta, Pad, Padded
     from shardcache.read.dataset import CachedDataset
@@ -29,6 +30,7 @@ _HOMES = {
     "Meta": "shardcache.read.collate",
     "Pad": "shardcache.read.collate",
     "Padded": "shardcache.read.collate",
+    "verify": "shardcache.integrity",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Padded",
     "build",
     "open",
+    "verify",
     *errors.__all__,
 ]
 

@@ -19,7 +19,7 @@
        |- FormatVersionError            written by a version that this one cannot read
        |- ManifestError                 manifest.json is not what the specification says
        |- StructureError                the cache does not hold what was asked of it (a column, a type)
-       '- DamagedError                  bytes differ from what was written
+       '- DamagedError               6  bytes differ from what was written
           |- MissingShardError          a shard file is not there (also a FileNotFoundError)
           |- DamagedShardError          a shard's size or structure differs from the manifest
           '- DamagedBlockError          a value's bytes differ from what was written there
@@ -140,6 +140,8 @@ class StructureError(CacheError, KeyError):
 
 class DamagedError(CacheError):
     """Bytes on disk differ from what was written."""
+
+    exit_code = 6
 
 
 class MissingShardError(DamagedError, FileNotFoundError):

@@ -11,7 +11,7 @@ from shardcache.builder import pool
 from shardcache.builder.probe import Options, draw_up
 from shardcache.builder.progress import Progress
 from shardcache.builder.source import Recipe, Source
-from shardcache.builder.staging import Staging
+from shardcache.builder.staging import Staging, storage_errors
 from shardcache.errors import CacheExistsError, UsageError
 from shardcache.format import compression, shard, spec
 from shardcache.format.manifest import Manifest
@@ -32,7 +32,7 @@ def build(
     codec: str | Mapping[str, str] = "auto",
     num_workers: int = 0,
     if_exists: str = "error",
-    block_bytes: int = spec.DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     progress: bool = True,
 ) -> Cache:
     """Materialise a map-style dataset into a cache, once.
@@ -50,7 +50,8 @@ def build(
         num_workers: processes that read the dataset and write shards; 0 builds in this process. The result is the same
             to the bit.
         if_exists: ``"error"``; ``"open"``: return the cache that is there; ``"replace"``: build a new one, then swap.
-        block_bytes: raw bytes of a block, the unit of reading; a block has at most 1,024 rows.
+        block_bytes: raw bytes of a block, the unit of reading, which has at most 1,024 rows. Default: 128 KiB, less in
+            a small cache.
         progress: show a bar where standard error is a terminal.
 
     Returns:
@@ -68,12 +69,14 @@ def build(
     options = Options(layout, seed, codec, block_bytes)
     options.check()
     _check(num_workers, if_exists)
-    target = Path(path).absolute()
+    target = _target(path)
     if _is_taken(target, if_exists):
         return open_cache(target)
     recipe = Recipe(dataset, kwargs)
     source = Source(recipe())
     with Staging(target) as staging:
+        if _is_taken(target, if_exists):  # somebody finished it in the meantime
+            return open_cache(target)
         plan = _stamped(draw_up(source, options))
         records = staging.begin(plan)
         for record in _records(recipe, source, plan, records, staging, num_workers, progress):
@@ -115,14 +118,23 @@ def _check(num_workers: int, if_exists: str) -> None:
         raise UsageError(f"if_exists must be 'error', 'open' or 'replace', was {if_exists!r}")
 
 
+def _target(path: str | os.PathLike[str]) -> Path:
+    """Where the cache goes. A link is followed: what it points to is replaced, not the link."""
+    target = Path(path).absolute()
+    with storage_errors(target):
+        return target.resolve() if target.is_symlink() and target.exists() else target
+
+
 def _is_taken(target: Path, if_exists: str) -> bool:
     """Whether the cache is there and wanted as it is; what may not be touched is an error."""
-    if not target.exists() and not target.is_symlink():
-        return False
-    is_cache = (target / spec.MANIFEST_NAME).is_file()
+    with storage_errors(target):
+        if not target.exists() and not target.is_symlink():
+            return False
+        is_cache = (target / spec.MANIFEST_NAME).is_file()
+        is_free = target.is_dir() and not any(target.iterdir())
     if is_cache and if_exists != "error":
         return if_exists == "open"
-    if not target.is_dir() or any(target.iterdir()):
+    if not is_free:
         advice = "if_exists='open' or 'replace' says what to do with it" if is_cache else "choose another path"
         raise CacheExistsError(f"{target}: {'a cache' if is_cache else 'something else'} is here already; {advice}")
     return False

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from shardcache.errors import BuildError, UnsupportedTypeError
+from shardcache.errors import BuildError, SampleError, ShardCacheError, UnsupportedTypeError
 from shardcache.format import block, columns, compression
 from shardcache.format.block import Place
 from shardcache.format.columns import Encoded
@@ -22,15 +22,25 @@ def encode_columns(schema: Sequence[Column], rows: list[list[Any]], indices: Seq
     for column, values in zip(schema, zip(*rows, strict=True), strict=True):
         try:
             encoded.append(columns.encode(column, values))
-        except Refused as error:
-            row, _, path = error.path.partition("/")
-            present = [index for index, value in zip(indices, values, strict=True) if columns.is_value(value)]
-            name = column.name.rstrip("/") if not path else f"{column.name.rstrip('/')}/{path}"
-            raise UnsupportedTypeError(
-                f"sample {present[int(row or 0)]}, column {name!r}: {error.what} cannot be stored "
-                "(tensors, arrays, numbers, text, bytes, images, None, and tuples, lists, dicts and dataclasses of them can)"
-            ) from None
+        except Exception as error:
+            raise _error(column, values, indices, error) from error
     return encoded
+
+
+def _error(column: Column, values: Sequence[Any], indices: Sequence[int], error: Exception) -> ShardCacheError:
+    """What to raise for a block that cannot be encoded: the error of its first sample that cannot be."""
+    for index, value in zip(indices, values, strict=True):
+        try:
+            columns.encode(column, [value])
+        except Refused as refused:
+            name = "/".join(filter(None, [column.name.strip("/"), refused.path.partition("/")[2]]))
+            return UnsupportedTypeError(
+                f"sample {index}, column {name or 'sample'!r}: {refused.what} cannot be stored (tensors, arrays, "
+                "numbers, text, bytes, images, None, and tuples, lists, dicts and dataclasses of them can)"
+            )
+        except Exception as found:  # an image that is read only now, and cannot be
+            return SampleError(f"sample {index}, column {column.name!r}: {type(found).__name__}: {found}")
+    return BuildError(f"column {column.name!r}: {type(error).__name__}: {error}")
 
 
 class BlockEncoder:

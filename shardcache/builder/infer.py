@@ -57,7 +57,7 @@ def _node(values: Sequence[Any], path: tuple[str, ...], leaves: dict[tuple[str, 
             ordered = cls is not dict
             return DictNode(tuple(keys), _items(parts, [str(key) for key in keys], path, leaves), ordered)
         kind = record_kind(cls)
-        if kind is not None and kind[1]:
+        if kind is not None and kind[1] and all(hasattr(value, field) for value in values for field in kind[1]):
             parts = ([getattr(value, field) for value in values] for field in kind[1])
             return RecordNode(kind[0], kind[1], _items(parts, list(kind[1]), path, leaves), kind[2])
     return _leaf(values, path, leaves)
@@ -84,7 +84,7 @@ def _common_keys(values: Sequence[dict[Any, Any]]) -> list[Any] | None:
         return None
     if any(type(key) is int and not -(1 << 63) <= key < 1 << 63 for key in keys) or any(not _is_text(n) for n in names):
         return None
-    if len(keys) > 2 * max(len(value) for value in values) or not all(values):
+    if "" in names or len(keys) > 2 * max(len(value) for value in values) or not all(values):
         return None
     return keys
 

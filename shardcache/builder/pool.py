@@ -3,9 +3,12 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -13,10 +16,11 @@ from typing import Any
 
 from shardcache.builder.shards import Report, ShardRecord, build_shard
 from shardcache.builder.source import Recipe, Source
-from shardcache.errors import BuildError, ShardCacheError, SourceError, WorkerDiedError
+from shardcache.errors import BuildError, ShardCacheError, SourceError, UsageError, WorkerDiedError
 from shardcache.format.manifest import Manifest
 
 _MAX_ATTEMPTS = 3
+_PATIENCE_S = 5  # with a worker that was asked to end
 
 
 def build_here(
@@ -65,6 +69,8 @@ def build_in_workers(
     finally:
         for connection, (process, _) in busy.items():
             process.terminate()
+            process.join(_PATIENCE_S)
+            process.kill()
             process.join()
             connection.close()
 
@@ -72,21 +78,33 @@ def build_in_workers(
 def _start(context: Any, busy: dict[Connection, tuple[BaseProcess, int]], number: int, work: Any) -> None:
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, *work), daemon=True)
-    process.start()
+    try:
+        process.start()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"the dataset cannot be sent to a worker process that is not a fork ({error}); give a callable that makes "
+            "it, 'module:callable' or 'file.py:callable'"
+        ) from error
     theirs.close()
-    ours.send(number)
     busy[ours] = (process, number)
+    _send(ours, number)
+
+
+def _send(connection: Connection, number: int | None) -> None:
+    """To a worker that may be dead, which shows when something is received from it."""
+    with suppress(OSError):
+        connection.send(number)
 
 
 def _next_shard(connection: Connection, busy: dict[Connection, tuple[BaseProcess, int]], waiting: list[int]) -> None:
     process, _ = busy[connection]
     if waiting:
         number = waiting.pop()
-        connection.send(number)
         busy[connection] = (process, number)
+        _send(connection, number)
         return
     del busy[connection]
-    connection.send(None)
+    _send(connection, None)
     process.join()
     connection.close()
 
@@ -97,7 +115,7 @@ def _died(connection: Connection, process: BaseProcess, number: int, attempts: d
     attempts[number] += 1
     if attempts[number] >= _MAX_ATTEMPTS:
         code = process.exitcode or 0
-        cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        cause = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with exit code {code}"
         raise WorkerDiedError(
             f"a worker process ended {cause} while it built shard {number:05d}, {_MAX_ATTEMPTS} times "
             "(out of memory? a crash in the dataset?)"
@@ -108,12 +126,13 @@ def _died(connection: Connection, process: BaseProcess, number: int, attempts: d
 def _work(connection: Connection, recipe: Recipe, plan: Manifest, directory: Path) -> None:
     """A worker's life: shard numbers in, reports and records out, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _limit_threads()
         source = Source(recipe())
         if source.samples != plan.samples:
             raise SourceError(f"len() of the dataset is {source.samples} in a worker, {plan.samples} in the parent")
-        while (number := _next_number(connection)) is not None:
+        while (number := connection.recv()) is not None:
             connection.send(build_shard(source, plan, number, directory, connection.send))
     except BaseException as error:
         connection.send(_sendable(error))
@@ -121,13 +140,12 @@ def _work(connection: Connection, recipe: Recipe, plan: Manifest, directory: Pat
             raise
 
 
-def _next_number(connection: Connection) -> int | None:
-    """The next shard; None at the end, or when the parent is gone."""
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would write on into what the next build continues."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    ready = multiprocessing.connection.wait([connection, parent.sentinel])
-    number: int | None = connection.recv() if connection in ready else None
-    return number
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _limit_threads() -> None:

@@ -6,7 +6,9 @@ bytes.
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -15,8 +17,8 @@ from shardcache.builder import codecs
 from shardcache.builder.encode import encode_columns
 from shardcache.builder.infer import infer
 from shardcache.builder.source import Source
-from shardcache.errors import UsageError
-from shardcache.format import compression, manifest, spec
+from shardcache.errors import ShardCacheWarning, UsageError
+from shardcache.format import compression, manifest, nested, spec
 from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Permutation, derive
 from shardcache.format.schema import Column, Node, splitter
@@ -32,7 +34,7 @@ class Options(msgspec.Struct, frozen=True):
     layout: str = "shuffled"
     seed: int = 0
     codec: str | Mapping[str, str] = "auto"
-    block_bytes: int = spec.DEFAULT_BLOCK_BYTES
+    block_bytes: int | None = None
 
     def check(self) -> None:
         """:class:`UsageError` where an option has no sense."""
@@ -40,7 +42,7 @@ class Options(msgspec.Struct, frozen=True):
             raise UsageError(f"layout must be 'shuffled' or 'source', was {self.layout!r}")
         if type(self.seed) is not int or not -(1 << 63) <= self.seed < 1 << 63:
             raise UsageError(f"seed must be an int of 64 bits, was {self.seed!r}")
-        if type(self.block_bytes) is not int or not 1 <= self.block_bytes <= 1 << 30:
+        if self.block_bytes is not None and (type(self.block_bytes) is not int or not 1 <= self.block_bytes <= 1 << 30):
             raise UsageError(f"block_bytes must be 1..{1 << 30}, was {self.block_bytes!r}")
         given = self.codec.values() if isinstance(self.codec, Mapping) else [self.codec]
         for codec in given:
@@ -58,12 +60,14 @@ def draw_up(source: Source, options: Options) -> Manifest:
     indices, samples = _read_probe(source)
     structure, columns = infer(samples)
     rows = _split(structure, samples)
+    if options.layout == "source":
+        _warn_of_sorted(columns, [row for _, row in sorted(zip(indices, rows, strict=True), key=itemgetter(0))])
     encoded = encode_columns(columns, rows, indices)
     sizes = [len(one.body) + sum(map(len, one.large_rows.values())) if one else 0 for one in encoded]
     row_bytes = max(1, sum(sizes) / len(samples))
-    rows_per_block = max(1, min(int(options.block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, source.samples))
-    bodies = [one.body if one else b"" for one in encoded]
-    chosen = _with_codecs(structure, columns, rows, rows_per_block, options)
+    rows_per_block = _rows_per_block(source.samples, row_bytes, options.block_bytes)
+    bodies = [b"".join([one.body, *one.large_rows.values()]) if one else b"" for one in encoded]
+    chosen = _with_codecs(columns, rows, rows_per_block, options)
     plan = Manifest(
         format=spec.FORMAT_NAME,
         version=spec.FORMAT_VERSION,
@@ -100,19 +104,21 @@ def _read_probe(source: Source) -> tuple[list[int], list[Any]]:
     return indices, samples
 
 
-def _size(sample: Any) -> int:
+def _size(sample: Any, depth: int = 0) -> int:
     """Bytes of a sample, roughly: enough to stop in time."""
+    if depth > spec.MAX_NESTED_DEPTH:
+        return 8
     if isinstance(sample, (list, tuple)):
-        return sum(map(_size, sample))
+        return sum(_size(item, depth + 1) for item in sample)
     if isinstance(sample, dict):
-        return sum(map(_size, sample.values()))
-    if hasattr(sample, "__dataclass_fields__"):
-        return sum(_size(getattr(sample, name)) for name in sample.__dataclass_fields__)
+        return sum(_size(item, depth + 1) for item in sample.values())
     if isinstance(sample, (bytes, str)):
         return len(sample)
+    if hasattr(sample, "__dataclass_fields__"):
+        return sum(_size(getattr(sample, name, None), depth + 1) for name in sample.__dataclass_fields__)
     if hasattr(sample, "getbands"):
         return int(sample.width * sample.height * len(sample.getbands()))
-    return int(getattr(sample, "nbytes", 8))
+    return int(sample.nbytes) if nested.leaf_type(sample) in ("array", "tensor") else 8
 
 
 def _split(structure: Node, samples: Sequence[Any]) -> list[list[Any]]:
@@ -125,10 +131,10 @@ def _split(structure: Node, samples: Sequence[Any]) -> list[list[Any]]:
 
 
 def _with_codecs(
-    structure: Node, columns: Sequence[Column], rows: list[list[Any]], rows_per_block: int, options: Options
+    columns: Sequence[Column], rows: list[list[Any]], rows_per_block: int, options: Options
 ) -> tuple[Column, ...]:
     """The columns with a codec each: as asked for, or chosen from what real blocks come to."""
-    given = options.codec if isinstance(options.codec, Mapping) else {}
+    given = {str(key): codec for key, codec in options.codec.items()} if isinstance(options.codec, Mapping) else {}
     names = {column.name for column in columns}
     unknown = sorted(set(given) - names)
     if unknown:
@@ -146,6 +152,29 @@ def _with_codecs(
             codec, why = "none" if level is None else f"zstd:{level}", "as asked for"
         chosen.append(msgspec.structs.replace(column, codec=codec, why=why))
     return tuple(chosen)
+
+
+def _warn_of_sorted(columns: Sequence[Column], rows: list[list[Any]]) -> None:
+    """Labels that rise through the source make poor batches in its order, whatever the buffer: say so."""
+    for position, column in enumerate(columns):
+        values = [row[position] for row in rows]
+        if column.type != "int" or not all(type(value) is int for value in values):
+            continue
+        different = len(set(values))
+        if 1 < different <= len(values) // 2 and values == sorted(values):
+            warnings.warn(
+                f"column {column.name!r} is sorted in the source: with layout='source' a shuffle buffer sees few of its "
+                "values at a time; layout='shuffled' (the default) mixes them fully",
+                ShardCacheWarning,
+                stacklevel=4,
+            )
+
+
+def _rows_per_block(samples: int, row_bytes: float, block_bytes: int | None) -> int:
+    """Blocks of 128 KiB; smaller ones in a small cache, so that it has 2,048 blocks to shuffle."""
+    if block_bytes is None:
+        block_bytes = min(spec.BLOCK_BYTES, max(spec.MIN_BLOCK_BYTES, int(samples * row_bytes / spec.MIN_BLOCKS)))
+    return max(1, min(int(block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, samples))
 
 
 def _blocks_per_shard(samples: int, rows_per_block: int, row_bytes: float) -> int:

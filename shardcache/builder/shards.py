@@ -41,7 +41,9 @@ def build_shard(
     cache_id = bytes.fromhex(plan.cache_id)
     encoder = BlockEncoder(plan.columns, cache_id, number)
     split = splitter(plan.structure)
-    with ShardWriter(directory / spec.shard_name(number)) as writer:
+    path = directory / spec.shard_name(number)
+    path.unlink(missing_ok=True)  # what a worker left that was killed at it
+    with ShardWriter(path) as writer:
         for local in range(plan.shard_blocks(number)):
             indices = source_indices(plan, number * plan.blocks_per_shard + local)
             before = sum(encoder.raw_bytes), sum(encoder.stored_bytes)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardcache.errors import SampleError, SourceError, UsageError
+from shardcache.format import spec
 
 
 class Source:
@@ -42,6 +43,10 @@ def _length(dataset: Any) -> int:
         ) from error
     if not samples:
         raise SourceError(f"the dataset ({type(dataset).__qualname__}) is empty: len() is 0")
+    if samples > spec.MAX_ROWS:
+        raise SourceError(
+            f"the dataset ({type(dataset).__qualname__}) must have at most {spec.MAX_ROWS} samples: {samples}"
+        )
     return samples
 
 
@@ -121,11 +126,11 @@ def _load_file(path: Path) -> Any:
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
     if name not in sys.modules:
         sys.modules[name] = module  # so that its classes can be pickled
     sys.path.insert(0, str(path.parent))
-    spec.loader.exec_module(module)
+    found.loader.exec_module(module)
     return module

@@ -8,7 +8,7 @@ what only the build needed, and renames the directory: readers see nothing or ev
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Staging:
         self.target = target
         self.directory = target.with_name(target.name + ".partial")
         self._lock = filelock.FileLock(self.directory / _LOCK)
+        self._published = False
 
     def __enter__(self) -> "Staging":
         with storage_errors(self.directory):
@@ -55,33 +56,52 @@ class Staging:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._lock.release()
-        if not any(self.directory.glob("shard-*.json")) and not (self.directory / spec.MANIFEST_NAME).exists():
+        begun = any(self.directory.glob("shard-*.json")) or (self.directory / spec.MANIFEST_NAME).exists()
+        if not begun and not self._published:
             shutil.rmtree(self.directory, ignore_errors=True)  # nothing in it is worth continuing
+        self._lock.release()
 
     def begin(self, plan: Manifest) -> dict[int, ShardRecord]:
         """Write the plan down, or find it there; returns the shards that are done already."""
-        path = self.directory / _PLAN
         with storage_errors(self.directory):
-            if not path.exists():
-                _write(path, manifest.encode(plan))
-                return {}
-            found = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        if manifest.encode(found) != manifest.encode(plan):
-            raise BuildMismatchError(
-                f"{self.directory} holds an interrupted build of something else ({_difference(found, plan)}); "
-                "delete it, or build with what it was begun with"
-            )
-        records = {}
-        for file in self.directory.glob("shard-*.json"):
-            record = msgspec.json.decode(file.read_bytes(), type=ShardRecord)
+            found, records = self._found()
+            if found is not None and manifest.encode(found) != manifest.encode(plan):
+                raise BuildMismatchError(
+                    f"{self.directory} holds an interrupted build of something else ({_difference(found, plan)}); "
+                    "delete it, or build with what it was begun with"
+                )
+            if found is None:
+                _write(self.directory / _PLAN, manifest.encode(plan))
+            for file in self.directory.glob("shard-*.lmdb*"):
+                if file.name not in map(spec.shard_name, records):
+                    file.unlink()
+        return records
+
+    def _found(self) -> tuple[Manifest | None, dict[int, ShardRecord]]:
+        """What an interrupted build had planned and done."""
+        whole, plan = self.directory / spec.MANIFEST_NAME, self.directory / _PLAN
+        try:
+            if whole.exists():  # it was interrupted while it was published
+                done = msgspec.json.decode(whole.read_bytes(), type=Manifest)
+                return msgspec.structs.replace(done, totals=(), shards=()), self._sound(_records(done))
+            if not plan.exists():
+                return None, {}
+            kept = [msgspec.json.decode(file.read_bytes(), type=ShardRecord) for file in self._record_files()]
+            return msgspec.json.decode(plan.read_bytes(), type=Manifest), self._sound(kept)
+        except msgspec.DecodeError as error:
+            raise BuildMismatchError(f"{self.directory} is damaged ({error}); delete it") from None
+
+    def _record_files(self) -> list[Path]:
+        return sorted(self.directory.glob("shard-*.json"))
+
+    def _sound(self, records: Iterable[ShardRecord]) -> dict[int, ShardRecord]:
+        """The records whose shard is there."""
+        sound = {}
+        for record in records:
             shard = self.directory / spec.shard_name(record.number)
             if shard.is_file() and shard.stat().st_size == record.seal.file_bytes:
-                records[record.number] = record
-        for file in self.directory.glob("shard-*.lmdb*"):
-            if file.name not in {spec.shard_name(number) for number in records}:
-                file.unlink()
-        return records
+                sound[record.number] = record
+        return sound
 
     def keep(self, record: ShardRecord) -> None:
         """Remember that a shard is finished."""
@@ -95,26 +115,45 @@ class Staging:
         totals = tuple(map(_sum, zip(*(record.totals for record in ordered), strict=True)))
         whole = msgspec.structs.replace(plan, totals=totals, shards=tuple(record.seal for record in ordered))
         with storage_errors(self.target):
+            self._check_target(replace)  # before anything is removed that a build could continue from
             _write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
-            for file in [*self.directory.glob("shard-*.json"), self.directory / _PLAN, self.directory / _LOCK]:
+            for file in [*self._record_files(), self.directory / _PLAN]:
                 file.unlink(missing_ok=True)
             _sync_directory(self.directory)
             self._rename(replace)
+            self._published = True
+            (self.target / _LOCK).unlink(missing_ok=True)  # only now: until here it keeps others out
             _sync_directory(self.target.parent)
         return msgspec.structs.replace(whole, digest="")
 
+    def _check_target(self, replace: bool) -> bool:
+        """Whether there is something to be replaced; what may not be is an error."""
+        taken = self.target.exists() and any(self.target.iterdir())
+        if taken and not replace:
+            raise CacheExistsError(f"{self.target}: something appeared here while the cache was built")
+        return taken
+
     def _rename(self, replace: bool) -> None:
         old = self.target.with_name(f"{self.target.name}.replaced-{os.getpid()}")
-        if self.target.exists():
-            if any(self.target.iterdir()):
-                if not replace:
-                    raise CacheExistsError(f"{self.target}: something appeared here while the cache was built")
-                self.target.rename(old)
-            else:
+        if not self._check_target(replace):
+            if self.target.exists():
                 self.target.rmdir()
-        self.directory.rename(self.target)
-        if old.exists():
-            shutil.rmtree(old)
+            self.directory.rename(self.target)
+            return
+        self.target.rename(old)
+        try:
+            self.directory.rename(self.target)
+        except OSError:
+            old.rename(self.target)
+            raise
+        shutil.rmtree(old)
+
+
+def _records(done: Manifest) -> Iterator[ShardRecord]:
+    """A whole manifest as records of its shards; the first one carries the totals of all."""
+    nothing = (ColumnTotals(),) * len(done.totals)
+    for number, seal in enumerate(done.shards):
+        yield ShardRecord(number, seal, nothing if number else done.totals)
 
 
 def _sum(parts: tuple[ColumnTotals, ...]) -> ColumnTotals:

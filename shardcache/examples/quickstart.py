@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ AVERAGED = 20  # steps in one figure of the loss
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Build or open, train, read, report."""
     options = _parse(arguments)
     try:
         cache = build(options)
@@ -37,15 +39,14 @@ def main(arguments: list[str] | None = None) -> None:
         read(cache)
     except shardcache.CacheError as error:
         sys.exit(f"{error}\nTo build the cache anew: --rebuild")
-    say("next", "the README has the lines that change in your own training script;")
-    say("", f"shardcache info {shown(cache.path)}   shows what is in the cache;")
-    say("", "run this again, and the cache is opened, not built.")
+    say("next", f"`shardcache info {shown(cache.path)}` tells what is in the cache; a second run of this")
+    say("", "reuses it; README.md has the lines that change in your own training script.")
 
 
 def build(options: argparse.Namespace) -> shardcache.Cache:
     """The cache: built in the first run, opened in later ones."""
     path = options.out / "python-sources"
-    exists, started = path.exists(), time.perf_counter()
+    reused, started = not options.rebuild and path.exists(), time.perf_counter()
     cache = shardcache.build(
         PythonSources,
         path,
@@ -54,14 +55,17 @@ def build(options: argparse.Namespace) -> shardcache.Cache:
         if_exists="replace" if options.rebuild else "open",
     )
     took, info = time.perf_counter() - started, cache.info()
-    how = "reused the cache that was there" if exists and not options.rebuild else f"built by {WORKERS} processes"
+    how = "reused the one that was there" if reused else f"built by {WORKERS} processes"
     say("cache", f"{how}, in {took:.1f} s: {shown(path)}")
-    source, stored = info["raw_bytes"], info["file_bytes"]
-    say("", f"{len(cache):,} Python files of {mega(source)} are {mega(stored)} on disk ({source / stored:.1f} times smaller)")
+    raw, stored = info["raw_bytes"], info["file_bytes"]
+    say("", f"{len(cache):,} Python files, {mega(raw)}, take {mega(stored)} on disk: {raw / stored:.1f} times less")
     return cache
 
 
-def random_window(source: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def random_window(source: Bytes, rng: np.random.Generator) -> Bytes:
     """Some bytes from anywhere in a file; a file that is too short is filled up with 0, which no source contains."""
     window = np.zeros(CONTEXT + PREDICTED, np.uint8)
     start = rng.integers(max(1, len(source) - len(window) + 1))
@@ -76,7 +80,7 @@ class NextByte(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, 32)
-        self.layers = nn.Sequential(nn.Conv1d(32, 256, CONTEXT), nn.GELU(), nn.Conv1d(256, 256, 1))
+        self.layers = nn.Sequential(nn.Conv1d(32, 128, CONTEXT), nn.GELU(), nn.Conv1d(128, 256, 1))
 
     def forward(self, windows: Tensor) -> Tensor:
         """uint8 [batch, CONTEXT + PREDICTED] -> the loss of its last PREDICTED bytes, in bits per byte."""
@@ -99,9 +103,10 @@ def train(cache: shardcache.Cache, steps: int) -> None:
                 yield batch["source"]
 
     torch.manual_seed(0)
+    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) - WORKERS)))  # the workers need cores too
     model = NextByte()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    say("train", f"{steps} steps of {BATCH} files, {PREDICTED} bytes of each; loss in bits per byte (8 is guessing)")
+    say("train", f"a next-byte model, {steps} steps of {BATCH} files; the loss is in bits per byte (8 is guessing)")
     losses, started = [], time.perf_counter()
     for step, windows in zip(range(1, steps + 1), batches(), strict=False):
         loss = model(windows)
@@ -109,17 +114,18 @@ def train(cache: shardcache.Cache, steps: int) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        if step in (1, steps) or step % (steps // 4) == 0:
+        if step in (1, steps) or step % max(1, steps // 4) == 0:
             recent = losses[-AVERAGED:]
             say("", f"step {step:>4}   loss {sum(recent) / len(recent):.2f}")
     took = time.perf_counter() - started
-    say("", f"{steps * BATCH / took:,.0f} samples/s, as fast as the model learns here")
+    rate = len(losses) * BATCH / took
+    say("", f"{rate:,.0f} samples/s, {rate * (CONTEXT + PREDICTED) / 1e6:.2f} MB/s delivered: what the model can take")
     memory()
 
 
 def read(cache: shardcache.Cache) -> None:
     """The same loader without a model: whole files, whatever their length."""
-    ds = shardcache.CachedDataset(cache, batch_size=BATCH, shuffle=True, columns=["source"])
+    ds = shardcache.CachedDataset(cache, batch_size=BATCH, shuffle=True, columns=["source"], collate="list")
     loader = DataLoader(ds, batch_size=None, num_workers=WORKERS, persistent_workers=True)
     next(iter(loader))  # the workers start
     ds.set_epoch(1)
@@ -129,8 +135,8 @@ def read(cache: shardcache.Cache) -> None:
         files += len(batch["source"])
         volume += sum(map(len, batch["source"]))
     took = time.perf_counter() - started
-    say("read", f"every file once, whole and shuffled, without a model, by {WORKERS} workers:")
-    say("", f"{files / took:,.0f} samples/s, {volume / took / 1e6:,.0f} MB/s")
+    say("read", "every file once, whole and shuffled, with no model to wait for:")
+    say("", f"{files / took:,.0f} samples/s, {mega(volume / took)}/s delivered by {WORKERS} worker processes")
 
 
 def memory() -> None:
@@ -140,14 +146,13 @@ def memory() -> None:
     try:
         held = [(name, *_smaps(pid)) for name, pid in rows]
     except OSError:
-        say("memory", "is shown on Linux only")
+        say("memory", "(can be shown on Linux only)")
         return
-    say("memory", "of every process, after training")
-    say("", f"{'':<10}{'PSS':>10}{'USS':>10}")
+    say("memory", f"{'':<9}{'PSS':>10}{'USS':>10}")
     for name, pss, uss in held:
-        say("", f"{name:<10}{mega(pss):>10}{mega(uss):>10}")
-    say("", "PSS: pages that processes share are split between them, so this column can be added up")
-    say("", "USS: what the process has for itself, and would free if it ended")
+        say("", f"{name:<9}{mega(pss):>10}{mega(uss):>10}")
+    say("", "PSS: memory that processes share (most of it is torch itself) is divided among them;")
+    say("", "USS: what a process has for itself.")
 
 
 def _smaps(pid: int) -> tuple[int, int]:
@@ -158,10 +163,12 @@ def _smaps(pid: int) -> tuple[int, int]:
 
 
 def say(label: str, text: str) -> None:
+    """One line of the report."""
     print(f"{label:<8}{text}", flush=True)
 
 
 def mega(count: float) -> str:
+    """Bytes, readable."""
     return f"{count / 1e6:,.1f} MB"
 
 
@@ -179,7 +186,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     out = caches / "shardcache" / "quickstart"
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where the cache lies (default: {out})")
     parser.add_argument("--rebuild", action="store_true", help="build the cache anew, if there is one")
-    parser.add_argument("--steps", type=int, default=400, metavar="N", help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="training steps (default: %(default)s)")
     parser.add_argument("--max-files", type=int, default=None, metavar="N", help="files in the cache (default: all)")
     parser.add_argument(
         "--max-bytes", type=int, default=64_000_000, metavar="N", help="bytes in the cache (default: %(default)s)"

@@ -68,7 +68,9 @@ def body_bytes(value: memoryview, place: Place) -> int:
     if found != digest:
         raise damaged(place, f"stored checksum 0x{digest:016x} differs from 0x{found:016x}")
     size = int.from_bytes(length, "little")
-    if codec not in (compression.NONE, compression.ZSTD) or zero or size > spec.MAX_BODY_BYTES:
+    # No frame can hold more than MAX_RATIO times its size, so nobody can ask for memory that they did not pay for.
+    largest = min(spec.MAX_BODY_BYTES, (len(value) - PREFIX_BYTES) * compression.MAX_RATIO)
+    if codec not in (compression.NONE, compression.ZSTD) or zero or size > largest:
         raise damaged(place, f"a prefix with codec {codec} and {size} bytes")
     if codec == compression.NONE and size != len(value) - PREFIX_BYTES:
         raise damaged(place, f"{len(value) - PREFIX_BYTES} bytes where {size} were stored")

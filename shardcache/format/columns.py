@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from shardcache.errors import ShardCacheError
 from shardcache.format import dtypes, nested, spec
+from shardcache.format.arrays import array_bytes, decode_array, scalar_bytes, tensor_bytes
+from shardcache.format.images import decode_image, encode_image
 from shardcache.format.nested import Refused
 from shardcache.format.schema import ABSENT, Column
 
@@ -76,7 +79,7 @@ def _encode_rows(column: Column, values: list[Any]) -> tuple[Form, "np.ndarray[A
     if column.type in ("array", "tensor") and _all_are(column, values):
         if all(value.shape == column.shape for value in values):
             return Form.FIXED, none, [_fixed_arrays(column, values)]
-        to_bytes = nested.array_bytes if column.type == "array" else nested.tensor_bytes
+        to_bytes = array_bytes if column.type == "array" else tensor_bytes
         shapes = np.array([value.shape for value in values], np.uint64).reshape(len(values), len(column.shape))
         return Form.RAGGED, shapes, [to_bytes(value) for value in values]
     if column.type in ("str", "bytes", "image") and (rows := _byte_rows(column.type, values)) is not None:
@@ -95,7 +98,7 @@ def _fixed_scalars(column: Column, values: list[Any]) -> bytes | None:
     if column.type == "scalar":
         if not all(isinstance(value, np.generic) and value.dtype == dtype for value in values):
             return None
-        return b"".join(nested.array_bytes(np.asarray(value)) for value in values)
+        return b"".join(scalar_bytes(value) for value in values)
     cls = {"int": int, "float": float, "bool": bool}[column.type]
     if not all(type(value) is cls for value in values):
         return None
@@ -121,8 +124,8 @@ def _all_are(column: Column, values: list[Any]) -> bool:
 
 def _fixed_arrays(column: Column, values: list[Any]) -> bytes:
     if column.type == "tensor":
-        return b"".join([nested.tensor_bytes(value) for value in values])
-    return b"".join([nested.array_bytes(value) for value in values])
+        return b"".join([tensor_bytes(value) for value in values])
+    return b"".join([array_bytes(value) for value in values])
 
 
 def _byte_rows(type_: str, values: list[Any]) -> list[bytes] | None:
@@ -133,7 +136,7 @@ def _byte_rows(type_: str, values: list[Any]) -> list[bytes] | None:
             return [value.encode() for value in values]
         except UnicodeEncodeError:
             return None
-    return values if type_ == "bytes" else [nested.encode_image(value) for value in values]
+    return values if type_ == "bytes" else [encode_image(value) for value in values]
 
 
 Array = np.ndarray[Any, Any]
@@ -143,7 +146,7 @@ FetchRow = Callable[[int], Array]
 class BlockRows:
     """One column of one block, decoded as far as is cheap for all rows at once: ``value(k)`` is row k.
 
-    ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row that has a key of its own.
+    ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row with a key of its own.
     """
 
     __slots__ = (
@@ -181,6 +184,7 @@ class BlockRows:
             length = count + -count % spec.MASK_ALIGNMENT
             _need(len(body) >= length, "shorter than its mask")
             states, body = body[:count], body[length:]
+            _need((states <= 2).all(), "masked with an unknown state")
             self.states, self._places = states, np.cumsum(states == 0) - 1
             present = int(self._places[-1]) + 1 if count else 0
         self._data = body
@@ -198,10 +202,9 @@ class BlockRows:
         _need(len(self._data) >= head, "shorter than its sizes")
         shapes = np.frombuffer(self._data[:head], np.uint64).reshape(present, dimensions)
         item = dtypes.item_bytes(self._column.type, self._column.dtype) if self.form == Form.RAGGED else 1
-        _need(
-            not present or float(shapes.prod(axis=1, dtype=np.float64).max()) * item < spec.MAX_BODY_BYTES,
-            "of absurd size",
-        )
+        with np.errstate(all="ignore"):
+            largest = float(shapes.prod(axis=1, dtype=np.float64).max()) if present else 0.0
+        _need(largest * item < spec.MAX_BODY_BYTES, "of absurd size")
         self.shapes = shapes.astype(np.int64)
         sizes: Array = self.shapes.prod(axis=1) * item
         if self.count > 1 and present and sizes.max() > spec.LARGE_ROW_BYTES:
@@ -212,7 +215,18 @@ class BlockRows:
         _need(starts[-1] == len(self._data), "not the size of its rows")
 
     def value(self, row: int) -> Any:
-        """The value of a row, owning its memory; None or ABSENT where it has none."""
+        """The value of a row, owning its memory; None or ABSENT where it has none.
+
+        ValueError where its bytes are not a value.
+        """
+        try:
+            return self._value(row)
+        except (ShardCacheError, MemoryError):
+            raise
+        except Exception as error:  # what torch, NumPy and Pillow say to numbers that make no sense
+            raise ValueError(str(error)) from None
+
+    def _value(self, row: int) -> Any:
         if self.states is not None and self.states[row]:
             return None if self.states[row] == 1 else ABSENT
         place = row if self._places is None else int(self._places[row])
@@ -233,9 +247,9 @@ class BlockRows:
         if type_ == "str":
             return str(data, "utf-8")
         if type_ == "image":
-            return nested.decode_image(memoryview(data))
+            return decode_image(memoryview(data))
         assert self.shapes is not None
-        return nested.decode_array(type_, self._column.dtype, self.shapes[place].tolist(), data)
+        return decode_array(type_, self._column.dtype, self.shapes[place].tolist(), data)
 
 
 def _need(condition: Any, what: str) -> None:
@@ -261,4 +275,4 @@ def fixed_value(column: Column, data: Any) -> Any:
     """One row of a fixed body as the value that went in, owning its memory."""
     if column.type in _PYTHON:
         return np.frombuffer(data, column.dtype)[0].item()
-    return nested.decode_array(column.type, column.dtype, column.fixed_shape or (), data)
+    return decode_array(column.type, column.dtype, column.fixed_shape or (), data)

@@ -9,6 +9,7 @@ from shardcache.errors import UsageError
 
 NONE, ZSTD = 0, 1
 MIN_LEVEL, MAX_LEVEL = -50, 22
+MAX_RATIO = 1 << 15  # a block of a frame takes at least 4 bytes and holds at most 128 KiB
 
 
 class FrameError(Exception):

@@ -6,6 +6,7 @@ table here and nowhere else: nothing is imported or built from it.
 
 import re
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,13 @@ def is_storable(dtype: np.dtype[Any]) -> bool:
 def tensor_name(dtype: "torch.dtype") -> str:
     """PyTorch's name of a dtype, e.g. ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
+
+
+@lru_cache(maxsize=1024)
+def is_tensor_dtype(dtype: "torch.dtype") -> bool:
+    """Whether tensors of this dtype have a place in the format (those without a byte an item have none)."""
+    name = tensor_name(dtype)
+    return name in TENSOR_ITEM_BYTES or name in QUANTIZED_ITEM_BYTES
 
 
 def tensor_dtype(name: str) -> "torch.dtype":

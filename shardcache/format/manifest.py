@@ -1,20 +1,26 @@
 """``manifest.json``: what a cache holds, strictly checked (``spec``, section 3)."""
 
 import hashlib
+import math
 import os
 from pathlib import Path
 
 import msgspec
 
-from shardcache.errors import CacheNotFoundError, FormatVersionError, ManifestError
-from shardcache.format import dtypes, spec
+from shardcache.errors import CacheNotFoundError, FormatVersionError, ManifestError, UsageError
+from shardcache.format import compression, dtypes, spec
 from shardcache.format.columns import MASKED, Form
 from shardcache.format.permutation import Permutation, derive
-from shardcache.format.schema import Column, Node, column_name, validate_structure, walk
+from shardcache.format.schema import Column, Leaf, Node, column_name, validate_structure, walk
 from shardcache.format.shard import ShardSeal
 
-_TYPES = frozenset("int float bool str bytes image scalar array tensor nested".split())
+# The types whose dtype is not free, and those whose form is.
+_DTYPES = {"int": "<i8", "float": "<f8", "bool": "|b1", **dict.fromkeys(("str", "bytes", "image", "nested"), "|u1")}
+_FIXED = frozenset("int float bool scalar array tensor".split())
+_RAGGED = frozenset("str bytes image array tensor".split())
 _FORMS = frozenset(form | flag for form in Form for flag in (0, MASKED))
+_PAGE_BYTES = [1 << bits for bits in range(9, 16)]  # LMDB's
+_MAX_DIMENSIONS = 64  # NumPy's
 
 
 class ColumnTotals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,15 +101,18 @@ def decode(data: bytes, where: str) -> Manifest:
         head = msgspec.json.decode(data, type=_Head)
         if head.format != spec.FORMAT_NAME:
             raise ManifestError(f"{where}: 'format' must be {spec.FORMAT_NAME!r}, was {head.format!r}")
+        if head.version < 1:
+            raise ManifestError(f"{where}: 'version' must be 1 or more, was {head.version}")
         if head.version != spec.FORMAT_VERSION:
             raise FormatVersionError(
                 f"{where}: written in format version {head.version}; this shardcache reads version "
                 f"{spec.FORMAT_VERSION}: a newer shardcache is needed"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
+        digest = _digest(manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"{where}: {error}") from None
-    if manifest.digest != _digest(manifest):
+    if manifest.digest != digest:
         raise ManifestError(f"{where}: its digest does not fit its content (the file is damaged)")
     problem = _problem(manifest)
     if problem is not None:
@@ -127,28 +136,65 @@ def _problem(m: Manifest) -> str | None:
             return f"'{name}' must be {low}..{high}, was {value}"
     if m.layout not in ("shuffled", "source"):
         return f"'layout' must be 'shuffled' or 'source', was {m.layout!r}"
-    if len(m.cache_id) != 32 or set(m.cache_id) - set("0123456789abcdef"):
+    if not _is_hex(m.cache_id, 32):
         return f"'cache_id' must be 32 hex digits, was {m.cache_id!r}"
+    if m.page_bytes not in _PAGE_BYTES:
+        return f"'page_bytes' must be a power of two, {_PAGE_BYTES[0]}..{_PAGE_BYTES[-1]}, was {m.page_bytes}"
     shards = -(-m.blocks // m.blocks_per_shard)
     if len(m.shards) != shards:
         return f"'shards' must have {shards} entries, has {len(m.shards)}"
+    for number, seal in enumerate(m.shards):
+        if not (0 < seal.file_bytes < 1 << 63 and _is_hex(seal.structure, 32) and _is_hex(seal.sha256, 64)):
+            return f"'shards' has an entry {number} that is not one: {seal}"
     return validate_structure(m.structure) or _columns_problem(m)
 
 
+def _is_hex(text: str, digits: int) -> bool:
+    return len(text) == digits and not set(text) - set("0123456789abcdef")
+
+
 def _columns_problem(m: Manifest) -> str | None:
-    names = [column_name(path, node) for _, path, node in walk(m.structure)]
-    if names != [column.name for column in m.columns] or len(m.totals) != len(names):
-        return "'columns' and 'totals' must have one entry for each node of the structure"
-    for column, totals in zip(m.columns, m.totals, strict=True):
-        if column.type not in _TYPES or not set(totals.forms) <= _FORMS:
-            return f"column {column.name!r}: type {column.type!r} with forms {totals.forms} is not of the format"
-        if any(size is not None and not 0 <= size < spec.MAX_BODY_BYTES for size in column.shape):
-            return f"column {column.name!r}: shape {column.shape} is not a shape"
-        try:
-            dtypes.item_bytes(column.type, column.dtype)
-        except ValueError as error:
-            return f"column {column.name!r}: {error}"
+    nodes = [(column_name(path, node), node) for _, path, node in walk(m.structure)]
+    names = [name for name, _ in nodes]
+    if names != [column.name for column in m.columns] or len(m.totals) != len(names) or len(set(names)) < len(names):
+        return "'columns' and 'totals' must have one entry for each node of the structure, of its name"
+    for column, totals, (_, node) in zip(m.columns, m.totals, nodes, strict=True):
+        problem = _type_problem(column) or _totals_problem(column, totals)
+        if problem is None and not isinstance(node, Leaf) and column.type != "nested":
+            problem = f"type {column.type!r} in an inner node"
+        if problem is not None:
+            return f"column {column.name!r}: {problem}"
     return None
+
+
+def _type_problem(column: Column) -> str | None:
+    """What is wrong with a column by the table of types in the specification."""
+    if column.type not in _FIXED | _RAGGED | {"nested"}:
+        return f"type {column.type!r} is not of the format"
+    free = column.type in ("array", "tensor")
+    shape = column.shape if free else () if column.type in _FIXED else (None,)
+    if column.dtype != _DTYPES.get(column.type, column.dtype) or column.shape != shape:
+        return f"dtype {column.dtype!r} and shape {column.shape} do not go with type {column.type!r}"
+    try:
+        size = dtypes.item_bytes(column.type, column.dtype)
+        compression.parse_codec(column.codec)
+    except (ValueError, UsageError) as error:
+        return str(error)
+    if len(shape) > _MAX_DIMENSIONS or any(part is not None and not 0 <= part < spec.MAX_BODY_BYTES for part in shape):
+        return f"shape {shape} is not a shape"
+    if size * math.prod(part for part in shape if part) > spec.MAX_BODY_BYTES:
+        return f"a row of shape {shape} is too large"
+    return None
+
+
+def _totals_problem(column: Column, totals: ColumnTotals) -> str | None:
+    plain = {Form(form & ~MASKED) for form in totals.forms if form in _FORMS}
+    fits = _FORMS.issuperset(totals.forms) and totals.raw_bytes >= 0 and totals.stored_bytes >= 0
+    if Form.FIXED in plain and (column.type not in _FIXED or column.fixed_shape is None):
+        fits = False
+    if Form.RAGGED in plain and column.type not in _RAGGED:
+        fits = False
+    return None if fits else f"type {column.type!r} and shape {column.shape} do not go with {totals}"
 
 
 def read(directory: Path) -> Manifest:

@@ -12,10 +12,13 @@ import msgspec
 import numpy as np
 
 from shardcache.errors import MissingExtraError
-from shardcache.format import dtypes
-from shardcache.format.schema import plain_record, record_kind, record_maker
+from shardcache.format import dtypes, spec
+from shardcache.format.arrays import array_bytes, decode_array, decode_quantized, scalar_bytes, tensor_bytes
+from shardcache.format.images import decode_image, encode_image
+from shardcache.format.schema import is_class_name, plain_record, record_kind, record_maker
 
-TUPLE, BIG_INT, ARRAY, IMAGE, TEXT, RECORD, ORDERED, QUANTIZED = range(1, 9)
+TUPLE, BIG_INT, ARRAY, IMAGE, TEXT, RECORD, ORDERED, QUANTIZED, PAIRS = range(1, 10)
+_WITH_CONTENT = frozenset((TUPLE, ARRAY, RECORD, ORDERED, QUANTIZED, PAIRS))
 
 
 class Refused(Exception):
@@ -29,9 +32,9 @@ class Refused(Exception):
 def encode(value: Any) -> bytes:
     """One value as MessagePack; :class:`Refused` where the format has no place for it."""
     try:
-        return _pack(_wrap(value))
+        return _pack(_wrap(value, 0))
     except RecursionError:
-        raise Refused("a value that is nested too deeply, or contains itself") from None
+        raise Refused(f"a value that is nested more than {spec.MAX_NESTED_DEPTH} deep, or contains itself") from None
 
 
 Decoder = Callable[[Any], Any]
@@ -42,7 +45,7 @@ def decoder(types: Sequence[type] = ()) -> Decoder:
 
     Records come back as the class in ``types`` that has their name and fields, else as namedtuples.
     """
-    records = {record_kind(cls): record_maker(cls) for cls in types}
+    records = {record_kind(cls): record_maker(cls) for cls in reversed(types)}
 
     def unwrap(code: int, data: memoryview) -> Any:
         if code == BIG_INT:
@@ -51,29 +54,33 @@ def decoder(types: Sequence[type] = ()) -> Decoder:
             return bytes(data).decode("utf-8", "surrogatepass")
         if code == IMAGE:
             return decode_image(data)
-        if code not in (TUPLE, ARRAY, RECORD, ORDERED, QUANTIZED):
+        if code not in _WITH_CONTENT:
             raise ValueError(f"extension {code} is not one of the format")
         content = msgspec.msgpack.decode(data, type=list, ext_hook=unwrap)
         if code == TUPLE:
             return tuple(content)
         if code == ORDERED:
             return collections.OrderedDict((key, value) for key, value in content)
+        if code == PAIRS:
+            return {key: value for key, value in content}  # noqa: C416  # a pair has two parts, not one or three
         if code == ARRAY:
             return decode_array(*content)
         if code == QUANTIZED:
-            return _decode_quantized(*content)
+            return decode_quantized(*content)
         return unwrap_record(*content)
 
     def unwrap_record(name: str, fields: list[str], is_dataclass: bool, values: list[Any]) -> Any:
-        if not (str(name).isidentifier() and all(isinstance(field, str) for field in fields)):
-            raise ValueError("a record without a name")
+        if not (is_class_name(name) and len(fields) == len(values)):
+            raise ValueError("a record without a name, or with a part too many")
         make = records.get((name, tuple(fields), is_dataclass)) or plain_record(name, tuple(fields))._make
         return make(values)
 
     def decode(data: Any) -> Any:
         try:
             return msgspec.msgpack.decode(data, ext_hook=unwrap)
-        except (msgspec.DecodeError, RecursionError, TypeError, OverflowError) as error:
+        except (MissingExtraError, MemoryError):
+            raise
+        except Exception as error:  # what torch, NumPy and Pillow say to numbers that make no sense
             raise ValueError(f"not a nested value: {error}") from None
 
     return decode
@@ -86,22 +93,22 @@ def _ext(code: int, content: Any) -> msgspec.msgpack.Ext:
     return msgspec.msgpack.Ext(code, _pack(content))
 
 
-def _wrap(value: Any) -> Any:
+def _wrap(value: Any, depth: int) -> Any:
     wrap = _WRAPPERS.get(type(value))
-    return wrap(value) if wrap is not None else _wrap_other(value)
+    return wrap(value, depth) if wrap is not None else _wrap_other(value, depth)
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any, _: int) -> Any:
     return value
 
 
-def _wrap_int(value: int) -> Any:
+def _wrap_int(value: int, _: int) -> Any:
     if -(1 << 63) <= value < 1 << 64:
         return value
     return msgspec.msgpack.Ext(BIG_INT, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
 
 
-def _wrap_text(value: str) -> Any:
+def _wrap_text(value: str, _: int) -> Any:
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -109,23 +116,40 @@ def _wrap_text(value: str) -> Any:
     return value
 
 
-def _wrap_items(values: Any, names: Any = None) -> list[Any]:
+def _wrap_items(values: Any, depth: int, names: Any = None) -> list[Any]:
+    if depth == spec.MAX_NESTED_DEPTH:
+        raise RecursionError
     out = []
     for number, value in enumerate(values):
         try:
-            out.append(_wrap(value))
+            out.append(_wrap(value, depth + 1))
         except Refused as error:
             name = number if names is None else names[number]
             raise Refused(error.what, f"/{name}{error.path}") from None
     return out
 
 
-def _wrap_dict(value: dict[Any, Any]) -> Any:
+def _wrap_tuple(value: tuple[Any, ...], depth: int) -> Any:
+    return _ext(TUPLE, _wrap_items(value, depth))
+
+
+def _wrap_dict(value: dict[Any, Any], depth: int) -> Any:
+    pairs = _wrap_pairs(value, depth)
+    if any(type(key) is msgspec.msgpack.Ext for key, _ in pairs):
+        return _ext(PAIRS, pairs)
+    return dict(pairs)
+
+
+def _wrap_ordered(value: dict[Any, Any], depth: int) -> Any:
+    return _ext(ORDERED, _wrap_pairs(value, depth))
+
+
+def _wrap_pairs(value: dict[Any, Any], depth: int) -> list[tuple[Any, Any]]:
     keys = list(value)
     for key in keys:
         if not _is_plain_key(key):
             raise Refused(f"a dict with a key of type {type(key).__name__}")
-    return dict(zip(_wrap_items(keys), _wrap_items(value.values(), keys), strict=True))
+    return list(zip(_wrap_items(keys, depth), _wrap_items(value.values(), depth, keys), strict=True))
 
 
 def _is_plain_key(key: Any) -> bool:
@@ -134,15 +158,11 @@ def _is_plain_key(key: Any) -> bool:
     return key is None or type(key) in (str, bytes, int, float, bool)
 
 
-def _wrap_ordered(value: Any) -> Any:
-    return _ext(ORDERED, [list(pair) for pair in _wrap_dict(dict(value)).items()])
-
-
 def _wrap_array(value: "np.ndarray[Any, Any]") -> Any:
     return _ext(ARRAY, ["array", value.dtype.str, list(value.shape), array_bytes(value)])
 
 
-_WRAPPERS: dict[type, Callable[[Any], Any]] = {
+_WRAPPERS: dict[type, Callable[[Any, int], Any]] = {
     type(None): _same,
     bool: _same,
     float: _same,
@@ -150,18 +170,18 @@ _WRAPPERS: dict[type, Callable[[Any], Any]] = {
     int: _wrap_int,
     str: _wrap_text,
     list: _wrap_items,
+    tuple: _wrap_tuple,
     dict: _wrap_dict,
-    tuple: lambda value: _ext(TUPLE, _wrap_items(value)),
     collections.OrderedDict: _wrap_ordered,
 }
 
 
-def _wrap_other(value: Any) -> Any:
+def _wrap_other(value: Any, depth: int) -> Any:
     type_ = leaf_type(value)
     if type_ == "array":
         return _wrap_array(value)
     if type_ == "scalar":
-        return _ext(ARRAY, ["scalar", value.dtype.str, [], array_bytes(np.asarray(value))])
+        return _ext(ARRAY, ["scalar", value.dtype.str, [], scalar_bytes(value)])
     if type_ == "tensor":
         return _wrap_tensor(value)
     if type_ == "image":
@@ -170,8 +190,11 @@ def _wrap_other(value: Any) -> Any:
     if kind is None:
         raise Refused(describe(value))
     name, fields, is_dataclass = kind
+    missing = [field for field in fields if not hasattr(value, field)]
+    if missing:
+        raise Refused(f"{describe(value)} whose field {missing[0]!r} was never set")
     parts = [getattr(value, field) for field in fields]
-    return _ext(RECORD, [name, list(fields), is_dataclass, _wrap_items(parts, fields)])
+    return _ext(RECORD, [name, list(fields), is_dataclass, _wrap_items(parts, depth, fields)])
 
 
 def _wrap_tensor(value: Any) -> Any:
@@ -190,22 +213,6 @@ def _wrap_tensor(value: Any) -> Any:
     return _ext(QUANTIZED, content)
 
 
-def _decode_quantized(
-    name: str, shape: list[int], data: bytes, scheme: str, scales: list[float], zeros: list[int], axis: int
-) -> Any:
-    import torch
-
-    stored = {"quint8": "uint8", "qint8": "int8", "qint32": "int32"}.get(name)
-    if stored is None:
-        raise ValueError(f"{name!r} is not a quantized type of the format")
-    numbers = decode_array("tensor", stored, shape, data)
-    if scheme == "per_tensor_affine":
-        return torch._make_per_tensor_quantized_tensor(numbers, scales[0], zeros[0])
-    return torch._make_per_channel_quantized_tensor(
-        numbers, torch.tensor(scales, dtype=torch.float64), torch.tensor(zeros, dtype=torch.int64), axis
-    )
-
-
 def leaf_type(value: Any) -> str:
     """The column type that a value has by itself: ``int``, ``array``, ..., or ``nested`` where there is none."""
     known = _LEAF_TYPES.get(type(value))
@@ -217,7 +224,8 @@ def leaf_type(value: Any) -> str:
         return "array" if dtypes.is_storable(value.dtype) else "nested"
     torch = sys.modules.get("torch")
     if torch is not None and type(value) in (torch.Tensor, torch.nn.Parameter):
-        return "tensor" if value.layout == torch.strided and value.device.type != "meta" else "nested"
+        plain = value.layout == torch.strided and not value.is_nested and value.device.type != "meta"
+        return "tensor" if plain and dtypes.is_tensor_dtype(value.dtype) else "nested"
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(value, pillow.Image):
         return "image"
@@ -251,79 +259,6 @@ def describe(value: Any) -> str:
     if isinstance(value, (int, float, str, bytes)):
         return f"a value of type {name}, a subclass of a plain type; return the plain value instead"
     if hasattr(value, "as_subclass"):
-        return f"a tensor of type {name}, layout {value.layout}, device {value.device}; return a plain dense tensor"
+        kind = f"layout {value.layout}, dtype {value.dtype}, device {value.device}"
+        return f"a tensor of type {name}, {kind}; return a plain dense tensor"
     return f"a value of type {name}"
-
-
-def array_bytes(value: "np.ndarray[Any, Any]") -> bytes:
-    """The items of an array in C order, the padding of long doubles cleared so that equal values give equal bytes."""
-    if value.dtype.kind in "fc" and value.dtype.char in "gG" and np.finfo(value.dtype).nmant == 63:
-        raw = np.array(value, order="C").reshape(-1).view(np.uint8).reshape(-1, np.dtype(np.longdouble).itemsize)
-        raw[:, 10:] = 0
-        return raw.tobytes()
-    return value.tobytes()
-
-
-def tensor_bytes(value: Any) -> bytes:
-    """The items of a tensor in C order."""
-    import torch
-
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    if not plain.numel():
-        return b""
-    raw: bytes = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return raw
-
-
-def decode_array(type_: str, name: str, shape: list[int] | tuple[int, ...], data: Any) -> Any:
-    """A scalar, array or tensor that owns its memory; ValueError where bytes and shape do not fit."""
-    count = 1
-    for size in shape:
-        if type(size) is not int or size < 0:
-            raise ValueError(f"{shape!r} is not a shape")
-        count *= size
-    if count * dtypes.item_bytes(type_, name) != len(data):
-        raise ValueError(
-            f"shape {tuple(shape)} of {name} needs {count * dtypes.item_bytes(type_, name)} bytes, got {len(data)}"
-        )
-    if type_ == "tensor":
-        import torch
-
-        dtype = dtypes.tensor_dtype(name)
-        if not count:
-            return torch.empty(tuple(shape), dtype=dtype)
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(tuple(shape))
-    dtype_ = dtypes.array_dtype(name)
-    array = np.frombuffer(bytearray(data), dtype_) if len(data) else np.empty(count, dtype_)
-    if type_ == "scalar":
-        return array[0]
-    if type_ != "array":
-        raise ValueError(f"{type_!r} is not a type of arrays")
-    return array.reshape(tuple(shape))
-
-
-def encode_image(image: Any) -> bytes:
-    """A Pillow image as MessagePack: its mode, size, pixels, palette and transparency."""
-    palette = None
-    if image.mode in ("P", "PA"):
-        mode = image.palette.mode if image.palette is not None else "RGB"
-        palette = [mode, bytes(image.getpalette(mode) or [])]
-    transparency = image.info.get("transparency")
-    if not isinstance(transparency, (int, bytes, tuple, type(None))):
-        transparency = None
-    return _pack([image.mode, image.width, image.height, image.tobytes(), palette, transparency])
-
-
-def decode_image(data: Any) -> Any:
-    """The Pillow image; :class:`MissingExtraError` without Pillow."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingExtraError("this cache holds images: pip install 'shardcache[images]'") from None
-    mode, width, height, pixels, palette, transparency = msgspec.msgpack.decode(data, type=list)
-    image = Image.frombytes(mode, (width, height), pixels) if pixels else Image.new(mode, (width, height))
-    if palette is not None:
-        image.putpalette(palette[1], palette[0])
-    if transparency is not None:
-        image.info["transparency"] = tuple(transparency) if isinstance(transparency, list) else transparency
-    return image

@@ -1,7 +1,7 @@
 """A keyed bijection of ``range(n)``, computed both ways without a table.
 
-The layout of a shuffled cache and every order of an epoch are this function, so it is part of the format: its output for
-some keys is frozen in a test, and it must never change.
+The layout of a shuffled cache and every order of an epoch are this function, so it is part of the format: its output
+for some keys is frozen in a test, and it must never change.
 
 It is a Feistel network over the smallest power of two that holds ``n``, with cycle walking: a value that lands outside
 ``range(n)`` is sent through again until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite domains",

@@ -6,8 +6,9 @@ A :data:`Node` tree says how a sample nests; each node is a column (:mod:`shardc
 
 import collections
 import dataclasses
+import keyword
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import msgspec
@@ -61,7 +62,7 @@ class ListNode(msgspec.Struct, frozen=True, tag="list", forbid_unknown_fields=Tr
         return list(parts)
 
 
-class DictNode(msgspec.Struct, frozen=True, tag="dict", forbid_unknown_fields=True):
+class DictNode(msgspec.Struct, frozen=True, dict=True, tag="dict", forbid_unknown_fields=True):
     """A dict; a sample may lack some of the keys."""
 
     keys: tuple[str | int | bool | None, ...]
@@ -71,9 +72,16 @@ class DictNode(msgspec.Struct, frozen=True, tag="dict", forbid_unknown_fields=Tr
     def parts(self, value: Any) -> Sequence[Any] | None:
         if type(value) is not (collections.OrderedDict if self.ordered else dict):
             return None
-        parts = [value.get(key, ABSENT) for key in self.keys]
-        found = len(parts) - sum(part is ABSENT for part in parts)
-        return parts if found == len(value) > 0 else None
+        types = self._key_types  # 1, 1.0 and True are the same key, but not the same sample
+        if not value or not all(types.get(key) is type(key) for key in value):
+            return None
+        if self.ordered and list(value) != [key for key in self.keys if key in value]:
+            return None
+        return [value.get(key, ABSENT) for key in self.keys]
+
+    @cached_property
+    def _key_types(self) -> dict[Any, type]:
+        return {key: type(key) for key in self.keys}
 
     def whole(self, parts: list[Any]) -> Any:
         pairs = ((key, part) for key, part in zip(self.keys, parts, strict=True) if part is not ABSENT)
@@ -92,6 +100,8 @@ class RecordNode(msgspec.Struct, frozen=True, tag="record", forbid_unknown_field
         kind = record_kind(type(value))
         if kind != (self.name, self.fields, self.dataclass):
             return None
+        if not all(hasattr(value, field) for field in self.fields):
+            return None
         return [getattr(value, field) for field in self.fields]
 
     def whole(self, parts: list[Any]) -> Any:
@@ -104,8 +114,8 @@ Node = Leaf | TupleNode | ListNode | DictNode | RecordNode
 class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one column holds, as it was understood before the build.
 
-    ``shape`` has None for a dimension that differs between samples. ``codec`` is ``"none"`` or ``"zstd:LEVEL"``, ``why``
-    one line on how it was chosen.
+    ``shape`` has None for a dimension that differs between samples. ``codec`` is ``"none"`` or ``"zstd:LEVEL"``,
+    ``why`` one line on how it was chosen.
     """
 
     name: str
@@ -134,7 +144,14 @@ def _record_kind(cls: Hashable) -> tuple[str, tuple[str, ...], bool] | None:
 
 def record_kind(cls: Any) -> tuple[str, tuple[str, ...], bool] | None:
     """(name, fields, is a dataclass) of a namedtuple or dataclass; None of any other class."""
+    if not is_class_name(getattr(cls, "__name__", "")):
+        return None
     return _record_kind(cls)
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a class can have this name."""
+    return name.isidentifier() and not keyword.iskeyword(name)
 
 
 def _rebuild_record(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
@@ -186,10 +203,9 @@ def column_name(path: tuple[str, ...], node: Node) -> str:
 
     A root that is a leaf is called ``sample``.
     """
-    name = path_name(path)
     if isinstance(node, Leaf):
-        return name or "sample"
-    return name + "/"
+        return path_name(path) if path else "sample"
+    return path_name(path) + "/"
 
 
 def path_name(path: tuple[str, ...]) -> str:
@@ -232,7 +248,7 @@ Maker = Callable[[list[Any]], Any]
 
 
 def makers(root: Node, types: Sequence[type] = ()) -> list[Maker]:
-    """For each column, what builds its value from its parts: the classes given in ``types`` where name and fields fit."""
+    """For each column, what builds its value from its parts: the classes in ``types`` where name and fields fit."""
     found = [(record_kind(cls), cls) for cls in types]
 
     def maker(node: Node) -> Maker:
@@ -267,8 +283,8 @@ def joiner(
 ) -> Callable[[Sequence[Any]], Any]:
     """The way back from :func:`splitter`: ``join(values)`` builds the sample from one value a column.
 
-    Nodes whose column is not ``wanted`` are left out: a dict lacks their keys, a tuple or list is shorter, a record is a
-    namedtuple of the fields that remain.
+    Nodes whose column is not ``wanted`` are left out: a dict lacks their keys, a tuple or list is shorter, a record is
+    a namedtuple of the fields that remain.
     """
 
     def make(node: Node, position: int) -> Callable[[Sequence[Any]], Any]:
@@ -309,6 +325,8 @@ def validate_structure(root: Node) -> str | None:
         names = node.keys if isinstance(node, DictNode) else node.fields if isinstance(node, RecordNode) else None
         if names is not None and (len(names) != len(node.items) or len(set(names)) != len(names)):
             return "the structure has a node whose names do not fit its items"
+        if isinstance(node, RecordNode) and not is_class_name(node.name):
+            return f"the structure has a record that is called {node.name!r}"
         if not isinstance(node, Leaf) and not node.items:
             return "the structure has a node without items"
         return next((found for item in node.items if (found := problem(item, depth + 1))), None)

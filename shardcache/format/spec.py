@@ -19,9 +19,9 @@ block b lies in shard ``b // K`` as its block ``b % K``. Only the last block of 
 
     Why: where a row lies is arithmetic, so a plan for 10^9 rows needs no index.
 
-Row r holds the source's sample ``r`` in layout ``source``, and sample ``P.forward(r)`` in layout ``shuffled``, where P is
-the permutation of ``range(N)`` with key ``derive(seed, LAYOUT_STREAM)`` of :mod:`shardcache.format.permutation`, whose
-text belongs to this specification.
+Row r holds the source's sample ``r`` in layout ``source``, and sample ``P.forward(r)`` in layout ``shuffled``, where P
+is the permutation of ``range(N)`` with key ``derive(seed, LAYOUT_STREAM)`` of :mod:`shardcache.format.permutation`,
+whose text belongs to this specification.
 
     Why: a shard of a shuffled cache is a fair sample of the data, whatever the order of the source.
 
@@ -49,8 +49,9 @@ shape that the tree says; in most caches it is empty. A key of a dict that a sam
 
 ``columns`` has one entry a node, in the same order: ``name`` (the path from the root, keys joined by ``/``, in which
 ``~`` and ``/`` of a key are written ``~0`` and ``~1``; an inner node's ends in ``/``; a root that is a leaf is called
-``sample``), ``type``, ``dtype``, ``shape`` and ``codec``. ``totals`` has, again in this order, every form that some block
-has and the bytes before and after compression.
+``sample``; no two are the same), ``type``, ``dtype``, ``shape``, ``codec`` (``none`` or ``zstd:LEVEL``) and ``why``
+(words for people). ``totals`` has, again in this order, every form that some block has and the bytes before and after
+compression.
 
     type                 value                        dtype                             shape
     ``int``              Python int                   ``<i8``                           ()
@@ -63,7 +64,8 @@ has and the bytes before and after compression.
     ``tensor``           a PyTorch tensor             its name, e.g. ``bfloat16``       its shape
     ``nested``           any value, section 6         ``|u1``                           (null,)
 
-A dimension that differs between samples is null in ``shape``.
+A dimension that differs between samples is null in ``shape``. The keys of a dict come back in the order of its node;
+an OrderedDict in another order does not have the shape that the tree says.
 
 4. Shards
 ---------
@@ -92,8 +94,9 @@ file to LMDB.
     byte 14       codec: 0 stored as it is, 1 one zstd frame
     byte 15       0
 
-The seed of the hash is the hash, with seed 0, of: the cache's id (16 bytes), the shard (u32), and the key (8 bytes). The
-zstd frame carries its content size and neither checksum nor dictionary, and nothing follows it.
+The seed of the hash is the hash, with seed 0, of: the cache's id (16 bytes), the shard (u32), and the key (8 bytes).
+The zstd frame carries its content size and neither checksum nor dictionary, and nothing follows it. The body is at most
+2^15 times as long as the stored bytes.
 
     Why: a valid value in the wrong place is refused too. One hash over what is stored costs less than zstd's own and
     is checked before zstd sees a byte; the body's length is known, and checked, before memory is allocated.
@@ -101,12 +104,12 @@ zstd frame carries its content size and neither checksum nor dictionary, and not
 6. Bodies
 ---------
 The lower four bits of the form say how the body is laid out; 0x10 is added where the body starts with a **mask**: one
-byte a row (0 a value, 1 None, 2 absent), zeros up to a multiple of 8 bytes. Rows that have no value take no part in what
-follows.
+byte a row (0 a value, 1 None, 2 absent), zeros up to a multiple of 8 bytes. Rows that have no value take no part in
+what follows.
 
     0  *empty*    no row has a value; the body is the mask alone
     1  *fixed*    ``dtype`` items of the column's ``shape`` in C order, row after row
-    2  *ragged*   sizes, then data: u64 sizes, ``len(shape)`` a row (the row's own shape); then the rows' items in C order
+    2  *ragged*   sizes, then data: u64 sizes, ``len(shape)`` a row (the row's own shape); then the rows' items
     3  *nested*   u64 sizes, one a row; then for each row its bytes: one MessagePack value
 
 ``str``, ``bytes`` and ``image`` have rows of bytes, form *ragged*. A block whose rows are not what its column says
@@ -122,11 +125,16 @@ MessagePack of a nested value: nil, bool, int, float 64, str, bin, array (a list
     4  image       as below
     5  str         UTF-8 with surrogates passed through, for what is not valid Unicode
     6  record      the array [name, fields, dataclass, values]
-    7  dict        the array [[key, value], ...]: an OrderedDict
+    7  ordered     the array [[key, value], ...]: an OrderedDict
     8  quantized   the array [dtype, shape, bin, scheme, scales, zero points, axis]: a quantized tensor
+    9  pairs       the array [[key, value], ...]: a dict with a key that takes an extension (a tuple, a large int)
 
-An image is the MessagePack array [mode, width, height, bin, palette, transparency]: Pillow's mode and raw bytes; palette
-nil or [mode, bin]; transparency nil, an int, bin, or an array of ints.
+Arrays, maps and extensions that hold values nest at most 128 deep.
+
+    Why: a reader may recurse, and its stack ends somewhere.
+
+An image is the MessagePack array [mode, width, height, bin, palette, transparency]: Pillow's mode and raw bytes;
+palette nil or [mode, bin]; transparency nil, an int, bin, or an array of ints.
 
 No pickle, no code, no name that is imported.
 
@@ -142,6 +150,7 @@ LAYOUT_STREAM = 0x4C41594F5554  # "LAYOUT"
 MAX_ROWS_PER_BLOCK = 1024
 MAX_COLUMNS = 4096
 MAX_DEPTH = 64
+MAX_NESTED_DEPTH = 128
 MAX_SHARDS = 1 << 24
 MAX_ROWS = 1 << 48
 MAX_BODY_BYTES = 1 << 40
@@ -150,7 +159,9 @@ MAX_MANIFEST_BYTES = 1 << 30
 LARGE_ROW_BYTES = 8 << 20
 MASK_ALIGNMENT = 8
 
-DEFAULT_BLOCK_BYTES = 128 << 10
+BLOCK_BYTES = 128 << 10
+MIN_BLOCK_BYTES = 8 << 10
+MIN_BLOCKS = 2048
 MIN_SHARDS = 64
 MIN_SHARD_BYTES = 8 << 20
 MAX_SHARD_BYTES = 448 << 20

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from shardcache.format.columns import BlockRows, fixed_row_bytes
+from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT
 from shardcache.read.blocks import Blocks
 from shardcache.read.fields import TENSOR, Field
-from shardcache.read.plan import Integers, Rows
+from shardcache.read.strand import Rows
 
 _WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
 

@@ -1,8 +1,10 @@
 """``Cache``: an open cache. What is inside, and any sample of it."""
 
+import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ from shardcache.errors import CacheError, UsageError
 from shardcache.format import manifest as manifests
 from shardcache.format.columns import BlockRows
 from shardcache.format.manifest import Manifest
+from shardcache.format.permutation import Integers
+from shardcache.format.schema import ABSENT, record_kind
+from shardcache.read import views
 from shardcache.read.blocks import Blocks
-from shardcache.read.fields import Assembler, Schema
+from shardcache.read.fields import Assembler, Field, Schema
+from shardcache.read.geometry import Geometry, Selection
 
 
 def open(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> "Cache":
@@ -26,10 +32,14 @@ def open(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> "Cache"
             otherwise as a namedtuple. Nothing is imported because a cache names it.
 
     Raises:
+        UsageError: one of ``types`` is neither a dataclass nor a namedtuple.
         CacheNotFoundError: there is no cache at ``path``.
         FormatVersionError: it was written by a later version of the format.
         ManifestError: its manifest is damaged.
     """
+    for cls in types:
+        if record_kind(cls) is None:
+            raise UsageError(f"types must be dataclasses and namedtuples, one was {cls!r}")
     return Cache(Path(path).absolute(), tuple(types))
 
 
@@ -41,9 +51,17 @@ class Cache(Dataset[Any]):
     threads and by processes that were forked or spawned.
     """
 
-    def __init__(self, path: Path, types: tuple[type, ...] = (), *, expect: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        types: tuple[type, ...] = (),
+        *,
+        expect: str | None = None,
+        selected: Integers | None = None,
+    ) -> None:
         self.path = path
         self.types = types
+        self._selected = selected  # of a view: the source index of each of its samples
         self.manifest: Manifest = manifests.read(path)
         if expect is not None and self.manifest.digest != expect:
             raise CacheError(
@@ -56,10 +74,10 @@ class Cache(Dataset[Any]):
         self._last = threading.local()
 
     def __reduce__(self) -> Any:
-        return _reopen, (self.path, self.types, self.manifest.digest)
+        return _reopen, (self.path, self.types, self.manifest.digest, self._selected)
 
     def __len__(self) -> int:
-        return self.manifest.samples
+        return self.manifest.samples if self._selected is None else len(self._selected)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -98,23 +116,94 @@ class Cache(Dataset[Any]):
         if not -len(self) <= source < len(self):
             raise IndexError(f"index {source} is out of range: the cache has {len(self)} samples")
         source %= len(self)
+        if self._selected is not None:
+            source = int(self._selected[source])
         return source if self._permutation is None else self._permutation.inverse(source)
 
     def _sample(self, number: int, columns: dict[int, BlockRows], offset: int) -> Any:
+        return self._assembler.join(self._values(number, columns, offset))
+
+    def _values(self, number: int, columns: dict[int, BlockRows], offset: int) -> dict[int, Any]:
+        """The value of each column at a row of a block."""
         values = {}
         for position, rows in columns.items():
             try:
                 values[position] = rows.value(offset)
             except ValueError as error:
                 raise self.blocks.value_error(number, position, offset, error) from None
-        return self._assembler.join(values)
+        return values
 
-    def rows_of(self, indices: "np.ndarray[Any, np.dtype[np.int64]]") -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """The rows at which source indices lie."""
+    @property
+    def digest(self) -> str:
+        """Names what is inside: the digest of the manifest; of a view, of that and of its samples."""
+        if self._selected is None:
+            return self.manifest.digest
+        return hashlib.sha256(self.manifest.digest.encode() + self._selected.tobytes()).hexdigest()
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How the rows of this cache or view lie in blocks."""
+        m = self.manifest
+        if self._selected is None:
+            return Geometry(m.samples, m.rows_per_block, m.blocks_per_shard)
+        return Selection(np.sort(self.rows_of(np.arange(len(self)))), m.rows_per_block)
+
+    def select(self, indices: Iterable[int]) -> "Cache":
+        """A view of the samples at ``indices``, in that order: ``view[k]`` is ``cache[indices[k]]``.
+
+        No bytes are written, blocks that hold none of the samples are never read, and a view is usable wherever a cache
+        is. Each sample may come once. Source indices (``Meta.index``) stay those of the whole cache.
+        """
+        return self._view(views.positions(indices, len(self)))
+
+    def split(
+        self, fractions: Mapping[str, float], *, seed: int = 0, stratify: str | None = None
+    ) -> dict[str, "Cache"]:
+        """Disjoint views of random samples, e.g. ``cache.split({"train": 0.9, "val": 0.1})``.
+
+        The same cache, fractions and seed always give the same views. With ``stratify``, the name of a column of labels,
+        every label is divided in these proportions; only that column is read.
+        """
+        parts = views.split(self, fractions, seed, stratify)
+        return {name: self._view(part) for name, part in parts.items()}
+
+    def filter(self, columns: Sequence[str | int] | str | int, where: Callable[..., Any]) -> "Cache":
+        """A view of the samples for which ``where`` is true; it is called with the values of ``columns`` in their order.
+
+        Only these columns are read: ``cache.filter(columns=["label"], where=lambda label: label < 5)``.
+        """
+        found = views.matching(self, columns, where)
+        if not len(found):
+            raise UsageError("filter: no sample satisfies the condition; a view must hold at least one")
+        return self._view(found)
+
+    def _view(self, positions: Integers) -> "Cache":
+        selected = positions if self._selected is None else self._selected[positions]
+        return Cache(self.path, self.types, expect=self.manifest.digest, selected=selected)
+
+    def read_fields(self, number: int, offsets: Sequence[int], fields: Sequence[Field]) -> list[list[Any]]:
+        """The values of some fields at some rows of block ``number``, a list a field."""
+        assembler = Assembler(self.manifest, fields, self.types)
+        columns = self.blocks.read(number, assembler.positions)
+        out = []
+        for field in fields:
+            join = assembler.field_joiner(field)
+            rows = [self._values(number, columns, offset) for offset in offsets]
+            found = (
+                join([values.get(position, ABSENT) for position in range(len(self.manifest.columns))])
+                for values in rows
+            )
+            out.append([None if value is ABSENT else value for value in found])
+        return out
+
+    def rows_of(self, indices: Integers) -> Integers:
+        """The rows at which samples lie."""
+        if self._selected is not None:
+            indices = self._selected[indices]
         return indices if self._permutation is None else self._permutation.inverse(indices)
 
-    def source_indices(self, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """The source indices of rows: the inverse of :meth:`rows_of`."""
+    def source_indices(self, rows: Integers) -> Integers:
+        """The source indices of rows."""
         return rows if self._permutation is None else self._permutation.forward(rows)
 
     def info(self) -> dict[str, Any]:
@@ -122,7 +211,7 @@ class Cache(Dataset[Any]):
         m = self.manifest
         return {
             "path": str(self.path),
-            "samples": m.samples,
+            "samples": len(self),
             "layout": m.layout,
             "seed": m.seed,
             "shards": len(m.shards),
@@ -151,9 +240,12 @@ class Cache(Dataset[Any]):
     def __repr__(self) -> str:
         m = self.manifest
         size = sum(seal.file_bytes for seal in m.shards)
-        head = f"Cache({str(self.path)!r}: {m.samples:,} samples, {len(m.shards):,} shards, {size / 1e6:,.1f} MB, {m.layout})"
+        samples = f"{len(self):,}" if self._selected is None else f"{len(self):,} of {m.samples:,}"
+        head = (
+            f"Cache({str(self.path)!r}: {samples} samples, {len(m.shards):,} shards, {size / 1e6:,.1f} MB, {m.layout})"
+        )
         return "\n".join([head, *(f"  {line}" for line in repr(self.schema).splitlines())])
 
 
-def _reopen(path: Path, types: tuple[type, ...], digest: str) -> Cache:
-    return Cache(path, types, expect=digest)
+def _reopen(path: Path, types: tuple[type, ...], digest: str, selected: Integers | None) -> Cache:
+    return Cache(path, types, expect=digest, selected=selected)

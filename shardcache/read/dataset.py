@@ -1,8 +1,10 @@
 """``CachedDataset``: the read journey. manifest -> plan -> shard -> block -> buffer -> batch."""
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from shardcache.read.cache import Cache
 from shardcache.read.collate import Pad, collate_policies
 from shardcache.read.epochs import Epochs
 from shardcache.read.fields import RAGGED, Field
-from shardcache.read.iteration import Iteration, check_caller
+from shardcache.read.iteration import Iteration, check_accelerate, check_caller
 from shardcache.read.loader import Loader
 from shardcache.read.pipeline import SAMPLES_AT_ONCE, Pipeline, Recipe
 from shardcache.read.plan import Plan
@@ -54,6 +56,7 @@ class CachedDataset(IterableDataset[Any]):
         global_batch_size: instead of ``batch_size``: rows of a batch over all ranks.
         canonical_ranks: the world size for which the order is made (default: the present one). Every world size that
             divides it sees the same global batches.
+        epochs: how many epochs one iteration goes through, each in its own order; None never ends.
         transport: ``"auto"``: batches reach the training process through shared memory that is used again and again;
             ``"torch"``: as the DataLoader sends them.
 
@@ -84,6 +87,7 @@ class CachedDataset(IterableDataset[Any]):
         world_size: int | None = None,
         global_batch_size: int | None = None,
         canonical_ranks: int | None = None,
+        epochs: int | None = 1,
         transport: str = "auto",
     ) -> None:
         self.cache = cache if isinstance(cache, Cache) else _opened(cache)
@@ -94,6 +98,9 @@ class CachedDataset(IterableDataset[Any]):
         self._order = settings.check_order(shuffle, order)
         settings.check_buffer(shuffle_buffer)
         self._shuffle_buffer = shuffle_buffer
+        if epochs is not None and (type(epochs) is not int or epochs < 1):
+            raise UsageError(f"epochs must be 1 or more, or None for an endless iteration, was {epochs!r}")
+        self._epochs_wanted = epochs
         fields = self.cache.schema.choose(columns)
         whole, by_column = _transforms(transform)
         self._recipe = Recipe(
@@ -117,7 +124,13 @@ class CachedDataset(IterableDataset[Any]):
             settings.warn_of_source_order(self.cache.manifest, self._shape.share * self._shape.strands)
 
     def __len__(self) -> int:
-        """Batches of an epoch on this rank; samples without ``batch_size``."""
+        """Batches of an iteration on this rank; samples without ``batch_size``."""
+        if self._epochs_wanted is None:
+            raise TypeError("a CachedDataset(epochs=None) never ends: it has no len()")
+        return self._epoch_steps * self._epochs_wanted
+
+    @property
+    def _epoch_steps(self) -> int:
         return self._plan(0).rank_steps(*self._ranks)
 
     def set_epoch(self, epoch: int) -> None:
@@ -129,7 +142,7 @@ class CachedDataset(IterableDataset[Any]):
 
         ``step`` counts the batches of this rank (samples without ``batch_size``) that were delivered before.
         """
-        steps = len(self)
+        steps = self._epoch_steps
         if type(step) is not int or not 0 <= step <= steps:
             raise UsageError(f"step must be 0..{steps}, the number of batches in an epoch, was {step!r}")
         self._epochs.set(epoch, step)
@@ -142,6 +155,13 @@ class CachedDataset(IterableDataset[Any]):
     def _is_shuffled(self) -> bool:
         return self._order == "shuffled"
 
+    def place(self, epoch: int, step: int) -> tuple[int, int]:
+        """(epoch, step) where ``step`` may have run on into later epochs (``epochs=None``)."""
+        if self._epochs_wanted == 1:
+            return epoch, step
+        further, step = divmod(step, max(1, self._epoch_steps))
+        return epoch + further, step
+
     @property
     def position(self) -> tuple[int, int]:
         """(epoch, step) at which the next iteration begins."""
@@ -150,13 +170,18 @@ class CachedDataset(IterableDataset[Any]):
     def identity(self) -> dict[str, Any]:
         """What an order of batches is a function of, beside epoch and step: plain values."""
         return {
-            "digest": self.cache.manifest.digest,
+            "digest": self.cache.digest,
             "seed": self._recipe.seed,
             "order": self._order,
             "global_batch_size": self._shape.share * self._shape.strands,
             "canonical_ranks": self._shape.strands,
             "shuffle_buffer": self._shuffle_buffer,
         }
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return self._ranks.world_size
 
     def state_dict(self) -> dict[str, Any]:
         """There is none here: the training process cannot see how far a DataLoader's workers are."""
@@ -182,29 +207,50 @@ class CachedDataset(IterableDataset[Any]):
         return self.__dict__
 
     def _plan(self, epoch: int) -> Plan:
-        manifest, recipe = self.cache.manifest, self._recipe
+        geometry, one = self.cache.geometry, settings.row_bytes(self.cache.manifest, self._recipe.fields)
         order = settings.epoch_order(
-            manifest, recipe.fields, self._shape, self._order, self._shuffle_buffer, recipe.seed, epoch
+            geometry, one, self._shape, self._order, self._shuffle_buffer, self._recipe.seed, epoch
         )
-        return Plan(settings.geometry(manifest), order, manifest.permutation())
+        return Plan(geometry, order, self.cache.rows_of)
 
     def __iter__(self) -> Iterator[Any]:
         check_caller(self._recipe.batch_size)
+        check_accelerate(self._ranks.world_size)
         worker = topology.worker()
         if worker.is_process:
             torch.set_num_threads(1)
         epoch, start = self._epochs.begin(worker.is_process, self._is_shuffled and worker.number == 0)
-        return Iteration(self._produce(epoch, start, worker))
+        identity = {
+            **self.identity(),
+            "epoch": epoch,
+            "start": start,
+            "worker": worker.number,
+            "workers": worker.workers,
+        }
+        return Iteration(partial(self._run, worker, epoch, start), identity)
 
-    def _produce(self, epoch: int, start: int, worker: topology.Worker) -> Iterator[Any]:
-        """What a worker yields of an epoch, from step ``start`` on."""
-        plan = self._plan(epoch)
+    def _run(self, worker: topology.Worker, epoch: int, start: int, skip: int) -> Iterator[Any]:
+        """What a worker yields from step ``start`` of an epoch on, without the first ``skip`` of it."""
+        yielded, skipped = 0, iter(range(skip))
+        last = math.inf if self._epochs_wanted is None else epoch + self._epochs_wanted - 1
+        while epoch <= last:
+            plan = self._plan(epoch)
+            if worker.number == 0 and not yielded:
+                settings.warn_of_workers(plan, worker.workers)
+            steps = plan.worker_steps(worker.number, worker.workers, start, yielded)
+            wanted = (step for step in steps if next(skipped, None) is None)
+            yield from self._produce(plan, epoch, wanted, worker)
+            yielded += plan.rank_steps(*self._ranks) - start
+            epoch, start = epoch + 1, 0
+
+    def _produce(self, plan: Plan, epoch: int, steps: Iterator[int], worker: topology.Worker) -> Iterator[Any]:
+        """The steps of one epoch that belong to a worker."""
         rows_at_once = self._recipe.batch_size or SAMPLES_AT_ONCE
         lanes, strands = -(-plan.lanes // worker.workers), self._shape.strands // self._ranks.world_size
         slots = settings.slots(plan, lanes, strands, rows_at_once)
         keep = plan.order.kind != "lanes"
         pipeline = Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep)
-        yield from pipeline.run(plan.worker_steps(worker.number, worker.workers, start))
+        return pipeline.run(steps)
 
 
 def _opened(cache: Any) -> Cache:

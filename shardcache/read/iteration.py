@@ -2,43 +2,87 @@
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from torch.utils.data import default_convert
+
 from shardcache.errors import ShardCacheWarning, UsageError
+from shardcache.read.loader import as_it_is
 
 
 class Iteration(Iterator[Any]):
-    """An iterator that, once it has raised, raises the same again.
+    """What iterates a dataset in one worker: ``run(skip)`` gives its values from the ``skip``-th one on.
 
-    A generator that raised is finished. A consumer that catches the error and goes on would lose the rest of this worker's
-    epoch in silence.
+    Once it has raised, it raises the same again. A generator that raised is finished, and a consumer that catches the
+    error and goes on would lose the rest of this worker's epoch in silence.
+
+    Its state is for loaders that keep the state of each worker (torchdata's ``StatefulDataLoader``). ``identity`` says
+    what the values are a function of: a state of anything else is refused.
     """
 
-    def __init__(self, values: Iterator[Any]) -> None:
-        self._values = values
+    def __init__(self, run: Callable[[int], Iterator[Any]], identity: Mapping[str, Any]) -> None:
+        self._run, self._identity = run, identity
+        self._begin(0)
+
+    def _begin(self, skip: int) -> None:
+        self._values, self._yielded = self._run(skip), skip
         self._error: Exception | None = None
 
     def __next__(self) -> Any:
         if self._error is not None:
             raise self._error
         try:
-            return next(self._values)
+            value = next(self._values)
         except StopIteration:
             raise
         except Exception as error:
             self._error = error
             raise
+        self._yielded += 1
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much this worker has yielded, and of what."""
+        return {"yielded": self._yielded, **self._identity}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another iteration was; nothing that it yielded is read again."""
+        for name, now in self._identity.items():
+            if state.get(name) != now:
+                raise UsageError(f"this state was saved with {name}={state.get(name)!r}; now it is {now!r}")
+        self._begin(state["yielded"])
+
+
+def check_accelerate(world_size: int) -> None:
+    """Accelerate's prepared loaders deal an iterable dataset out to the ranks, which ours has done already."""
+    if world_size == 1 or "accelerate.data_loader" not in sys.modules:
+        return
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "accelerate.data_loader":
+        frame = frame.f_back
+    if frame is not None:
+        warnings.warn(
+            f"accelerator.prepare(loader) divides the batches among the ranks a second time: this dataset already gives "
+            f"each of {world_size} ranks its own. Prepare the model and the optimizer, not the loader",
+            ShardCacheWarning,
+            stacklevel=3,
+        )
 
 
 def check_caller(batch_size: int | None) -> None:
     """Catch a DataLoader that would make batches of what are batches already, or short batches of samples.
 
     The DataLoader's fetcher for iterable datasets calls ``iter(dataset)``; whether it collates is an attribute of it.
+    Where it does not, its default would make lists of tuples and refuse dates: ours are to arrive as they are.
     """
     frame = sys._getframe(2)
-    fetcher = frame.f_locals.get("self")
-    if "torch" not in frame.f_globals.get("__name__", "") or not getattr(fetcher, "auto_collation", False):
+    fetcher: Any = frame.f_locals.get("self")
+    if "torch" not in frame.f_globals.get("__name__", "") or not hasattr(fetcher, "auto_collation"):
+        return
+    if not fetcher.auto_collation:
+        if fetcher.collate_fn is default_convert:
+            fetcher.collate_fn = as_it_is
         return
     if batch_size is not None:
         raise UsageError(

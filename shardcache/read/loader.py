@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from shardcache.errors import UsageError
+from shardcache.read import state as states
 
 if TYPE_CHECKING:
     from shardcache.read.dataset import CachedDataset
-
-_STATE_VERSION = 1
 
 
 def as_it_is(batch: Any) -> Any:
@@ -67,7 +66,8 @@ class Loader(DataLoader[Any]):
         epoch, step = self.dataset.position
         if self._begun is not None and self._begun.epoch == epoch:  # else set_epoch was called since
             step = self._begun.step
-        return {"version": _STATE_VERSION, "epoch": epoch, "step": step, **self.dataset.identity()}
+        epoch, step = self.dataset.place(epoch, step)
+        return {"version": states.VERSION, "epoch": epoch, "step": step, **self.dataset.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin the next iteration where ``state`` was saved.
@@ -75,9 +75,6 @@ class Loader(DataLoader[Any]):
         Raises:
             UsageError: the state is of another cache, seed, order or global batch size; the message says which.
         """
-        for name, now in self.dataset.identity().items():
-            then = state.get(name)
-            if then != now:
-                raise UsageError(f"this state was saved with {name}={then!r}; now it is {now!r}")
+        states.check(state, self.dataset.identity(), self.dataset.world_size)
         self.dataset.resume(epoch=state["epoch"], step=state["step"])
         self._begun = None

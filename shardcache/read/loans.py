@@ -24,7 +24,8 @@ How a ring is found
 
 How long it stays
     The map is dropped when the worker's process object is (the DataLoader's iterator holds it), or the worker has gone
-    on to a larger ring; memory that batches still view lives until they are dead, whatever became of the worker.
+    on to a larger ring, or is no child of this process; should there be more, it is opened again. Memory that
+    batches still view lives until they are dead, whatever became of the worker.
 
 Forks
     A forked child inherits the tensors that are alive, views of shared memory. Their loans are held until
@@ -96,7 +97,7 @@ class _Loan:
         if self.dead and not self.guards and self in self.ring.live:
             self.ring.live.discard(self)
             self.ring.memory[LOANS_AT + self.index] = 0
-            if self.ring.memory[CLOSED] and not self.ring.live:
+            if not self.ring.live and (self.ring.memory[CLOSED] or self.ring.worker is None):
                 _rings.pop(self.ring.name, None)
 
 

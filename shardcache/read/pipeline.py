@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT
 from shardcache.read import collate, transforms
 from shardcache.read.arena import Arena
 from shardcache.read.cache import Cache
 from shardcache.read.collate import Meta, Pad
 from shardcache.read.fields import LIST, TENSOR, Assembler, Field
-from shardcache.read.plan import Integers, PlanReader, Rows
+from shardcache.read.plan import PlanReader
+from shardcache.read.strand import Rows
 from shardcache.read.transforms import Transform
 from shardcache.read.transport import transport
 

@@ -132,7 +132,10 @@ class Ring:
     def loan(self, region: Region) -> int | None:
         """Mark a region as sent; the receiver clears the mark. None: too many are out."""
         if not self._indexes:
-            return None
+            for each in self.regions:
+                each.loans = self.outstanding(each.loans)
+            if not self._indexes:
+                return None
         index = self._indexes.pop()
         self.memory[LOANS_AT + index] = 1
         region.loans = [*self.outstanding(region.loans), index]
@@ -154,7 +157,9 @@ class Ring:
         self.memory[CLOSED] = 1
 
     def is_drained(self) -> bool:
-        return all(region.is_free() for region in self.regions)
+        """Whether nobody refers to any of it."""
+        self.regions = [region for region in self.regions if not region.is_free()]  # they refer to the ring
+        return not self.regions
 
     def _trim(self) -> None:
         """Give the pages above the recent top back to the system, once in a while."""
@@ -188,7 +193,7 @@ class Rings:
             if not self._rings or self._slots * nbytes > 4 * self._rings[-1].capacity:
                 self._outgrow(nbytes)
             if len(self._rings) > 1:
-                self._rings = [ring for ring in self._rings if ring is self._rings[-1] or not ring.is_drained()]
+                self._rings = [*(ring for ring in self._rings[:-1] if not ring.is_drained()), self._rings[-1]]
             return self._rings[-1].take(nbytes) if self._rings else None
 
     def find(self, address: int) -> Region | None:

@@ -10,7 +10,8 @@ from shardcache.errors import ShardCacheWarning, UsageError
 from shardcache.format.columns import fixed_row_bytes
 from shardcache.format.manifest import Manifest
 from shardcache.read.fields import TENSOR, Field
-from shardcache.read.plan import LANES, Geometry, Order, Plan
+from shardcache.read.geometry import Geometry
+from shardcache.read.plan import LANES, Order, Plan
 from shardcache.read.topology import Ranks
 
 DEFAULT_BUFFER_BYTES = 64 << 20
@@ -88,12 +89,39 @@ def batch_shape(
             raise UsageError(f"global_batch_size={global_batch_size} must be a multiple of the world size ({world})")
         batch_size = global_batch_size // world
     strands = world if canonical_ranks is None else canonical_ranks
-    if type(strands) is not int or strands < 1 or strands % world:
-        raise UsageError(f"canonical_ranks must be a multiple of the world size ({world}), was {strands!r}")
+    if type(strands) is not int or strands < 1:
+        raise UsageError(f"canonical_ranks must be an int of 1 or more, was {strands!r}")
+    if strands % world:
+        warnings.warn(
+            f"canonical_ranks={strands} cannot be divided among {world} ranks: every row still comes once an epoch, but in "
+            f"other batches than on {_listed(_divisors(strands))} ranks",
+            ShardCacheWarning,
+            stacklevel=3,
+        )
+        strands = world
     rows = (batch_size or strands // world) * world
     if rows % strands:
         raise UsageError(f"a global batch of {rows} must be a multiple of canonical_ranks ({strands})")
     return BatchShape(batch_size, strands, rows // strands, _remainder(world, drop_last, remainder))
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+
+
+def warn_of_workers(plan: Plan, workers: int) -> None:
+    """A number of workers that divides the lanes gives the same batches as any other such number: say which do."""
+    if not plan.is_same_for(workers):
+        warnings.warn(
+            f"{workers} workers: every row still comes once an epoch, but the batches come in another order than with "
+            f"{_listed(_divisors(LANES))} workers, which all give the same",
+            ShardCacheWarning,
+            stacklevel=3,
+        )
 
 
 def _remainder(world_size: int, drop_last: bool, remainder: str | None) -> str:
@@ -104,41 +132,46 @@ def _remainder(world_size: int, drop_last: bool, remainder: str | None) -> str:
     return remainder or ("drop" if drop_last else "pad" if world_size > 1 else "keep")
 
 
-def geometry(manifest: Manifest) -> Geometry:
-    """How the rows of a cache lie."""
-    return Geometry(manifest.samples, manifest.rows_per_block, manifest.blocks_per_shard)
-
-
 def epoch_order(
-    manifest: Manifest,
-    fields: Sequence[Field],
+    geometry: Geometry,
+    one: float,
     shape: BatchShape,
     order: str,
     shuffle_buffer: int | str | None,
     seed: int,
     epoch: int,
 ) -> Order:
-    """The order of an epoch: a full permutation where it fits a quarter of the buffer, lanes otherwise."""
+    """The order of an epoch: a full permutation where it fits a quarter of the buffer, lanes otherwise.
+
+    ``one`` is the number of decoded bytes of a row. In a view a block brings rows that nobody wants; they count too.
+    """
     if order != "shuffled":
         return Order(order, seed, epoch, shape.share, shape.strands, 0, shape.remainder)
-    one = row_bytes(manifest, fields)
+    rows = _block_rows(geometry)
     if shuffle_buffer is None:
         limit = DEFAULT_BUFFER_BYTES / one
-        span = min(_default_span(manifest.rows_per_block, shape), int(limit / LANES))
     else:
         limit = parse_bytes(shuffle_buffer) / one if isinstance(shuffle_buffer, str) else shuffle_buffer
-        span = int(limit / LANES)
-    if manifest.samples <= limit / 4:
+    limit *= rows / geometry.rows_per_block
+    if geometry.rows <= limit / 4:
         return Order("full", seed, epoch, shape.share, shape.strands, 0, shape.remainder)
-    if manifest.rows_per_block == 1:
+    span = int(limit / LANES)
+    if shuffle_buffer is None:
+        span = min(span, _default_span(rows, shape))
+    if geometry.rows_per_block == 1:
         span = 0  # nothing to part
     return Order("lanes", seed, epoch, shape.share, shape.strands, span, shape.remainder)
 
 
-def _default_span(rows_per_block: int, shape: BatchShape) -> int:
+def _block_rows(geometry: Geometry) -> float:
+    """Rows of a block that are wanted: all of them, fewer in a view."""
+    return geometry.rows_per_block if geometry.is_even else geometry.mean_rows
+
+
+def _default_span(rows_per_block: float, shape: BatchShape) -> int:
     """How far the rows of a block must spread so that few of them meet again in the next epoch's batches."""
     if shape.batch_size is None:
-        return rows_per_block
+        return math.ceil(rows_per_block)
     share = shape.share
     spread = max(_MIN_SPREAD, math.sqrt(_KEPT_MATES * rows_per_block / (share * shape.strands)))
     return math.ceil(spread * share)
@@ -152,10 +185,10 @@ def slots(plan: Plan, owned_lanes: int, owned_strands: int, rows_at_once: int) -
     if order.kind != "lanes":
         return max(2, min(plan.geometry.blocks, 2 * -(-rows_at_once // per_block) + 2, 64))
     strands = owned_lanes * owned_strands
-    live = -(-order.span // per_block) + 2 if per_block > 1 else 0
-    return min(
-        strands * live + -(-rows_at_once // per_block) + 2 * owned_strands, int(plan.geometry.blocks) + 2 * strands
-    )
+    live = math.ceil(order.span / _block_rows(plan.geometry)) + 2 if per_block > 1 else 0
+    laps = -(-plan.steps * plan.global_batch // plan.geometry.rows)  # more than one where rows fill up a batch
+    visits = max(1, laps) * plan.geometry.blocks + 2 * strands
+    return min(strands * live + -(-rows_at_once // per_block) + 2 * owned_strands, visits)
 
 
 def warn_of_source_order(manifest: Manifest, batch_rows: int) -> None:

@@ -124,7 +124,7 @@ def test_without_workers_or_on_request_tensors_are_ordinary_ones() -> None:
     assert all(batch["image"].is_shared() for batch in batches)
     assert isinstance(transport("auto"), TorchTransport)
     with pytest.raises(UsageError, match="'auto' or 'torch', not 'gpu'"):
-        transport("gpu")  # type: ignore[arg-type]
+        transport("gpu")
 
 
 def test_a_consumer_may_keep_every_batch() -> None:

@@ -1,0 +1,181 @@
+"""``shardcache build``."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardcache.cli.options import debug_option, json_option, print_json
+from shardcache.cli.text import count, duration, one_line, plain, saving
+from shardcache.errors import SourceError, UsageError
+from shardcache.format.spec import MANIFEST_NAME
+
+_EXAMPLE = """\b
+Example:
+  shardcache build mypkg.data:train_set --arg root=/data --arg size=64 --out caches/train -j 8
+"""
+
+
+@click.command("build", epilog=_EXAMPLE)
+@click.argument("target")
+@click.option("--out", required=True, type=click.Path(), metavar="DIR", help="The directory to make.")
+@click.option(
+    "--arg",
+    "args",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An argument for TARGET: JSON, else a string. Repeatable.",
+)
+@click.option(
+    "-j",
+    "--num-workers",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Processes; the result is the same.",
+)
+@click.option(
+    "--codec",
+    "codecs",
+    multiple=True,
+    metavar="CODEC",
+    help="auto (default), none, zstd or zstd:LEVEL; COLUMN=CODEC for one column. Repeatable.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["shuffled", "source"]),
+    default="shuffled",
+    show_default=True,
+    help="The order in which samples are stored.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffled layout.")
+@click.option(
+    "--block-bytes",
+    metavar="SIZE",
+    help="Raw bytes of a block, the unit of reading.  [default: 128KiB, less in a small cache]",
+)
+@click.option(
+    "--if-exists",
+    type=click.Choice(["error", "open", "replace"]),
+    default="error",
+    show_default=True,
+    help="What to do where a cache is in DIR already.",
+)
+@click.option("--no-progress", is_flag=True, help="No progress bar. There is none in a pipe.")
+@json_option
+@debug_option
+def command(
+    target: str,
+    out: str,
+    args: tuple[str, ...],
+    num_workers: int,
+    codecs: tuple[str, ...],
+    layout: str,
+    seed: int,
+    block_bytes: str | None,
+    if_exists: str,
+    no_progress: bool,
+    as_json: bool,
+) -> None:
+    """Build a cache from a map-style dataset.
+
+    TARGET is 'package.module:callable' or 'file.py:callable'. What it names makes the dataset, or is one. The current
+    folder is importable.
+    """
+    kwargs = _parse_arguments(args)
+    options: dict[str, Any] = {"codec": _parse_codecs(codecs)}
+    if block_bytes is not None:
+        options["block_bytes"] = _parse_size(block_bytes)
+    was_there = if_exists == "open" and (Path(out) / MANIFEST_NAME).is_file()
+    import shardcache
+
+    start = time.perf_counter()
+    with _results_only():
+        cache = shardcache.build(
+            target,
+            out,
+            kwargs=kwargs,
+            num_workers=num_workers,
+            layout=layout,
+            seed=seed,
+            if_exists=if_exists,
+            progress=not no_progress,
+            **options,
+        )
+    _print(out, cache.info(), time.perf_counter() - start, was_there, as_json)
+
+
+def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_json: bool) -> None:
+    if as_json:
+        kept = ("path", "samples", "shards", "raw_bytes", "stored_bytes", "file_bytes", "digest")
+        print_json({**{key: info[key] for key in kept}, "built": not was_there, "seconds": round(seconds, 3)})
+        return
+    what = "was there already" if was_there else f"built in {duration(seconds)}"
+    samples = f"{count(info['samples'], 'sample')} in {count(info['shards'], 'shard')}"
+    click.echo(plain(f"{out}: {samples}, {saving(info['raw_bytes'], info['file_bytes'])}, {what}"))
+
+
+def _parse_arguments(args: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as keyword arguments; what was understood is said on standard error."""
+    kwargs: dict[str, Any] = {}
+    for text in args:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--arg must be NAME=VALUE, was {text!r}")
+        if name in kwargs:
+            raise UsageError(f"--arg {name} was given twice")
+        try:
+            kwargs[name] = json.loads(value)
+        except ValueError:
+            kwargs[name] = value
+        click.echo(one_line(f"--arg {name}: {kwargs[name]!r} ({type(kwargs[name]).__name__})"), err=True)
+    return kwargs
+
+
+def _parse_codecs(codecs: Sequence[str]) -> str | dict[str, str]:
+    by_column = {name: codec for name, equals, codec in (text.rpartition("=") for text in codecs) if equals}
+    for_all = [text for text in codecs if "=" not in text]
+    if len(for_all) > 1 or len(by_column) + len(for_all) < len(codecs):
+        raise UsageError(f"--codec may be given once, and once for each column; was {', '.join(codecs)}")
+    if by_column and for_all and for_all != ["auto"]:
+        raise UsageError(
+            f"--codec {for_all[0]} is for all columns: beside --codec COLUMN=CODEC the other columns are 'auto'"
+        )
+    return by_column or (for_all[0] if for_all else "auto")
+
+
+def _parse_size(text: str) -> int:
+    from shardcache.read.settings import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except UsageError:
+        raise UsageError(f"--block-bytes must be a size like '128KiB', was {text!r}") from None
+
+
+@contextmanager
+def _results_only() -> Iterator[None]:
+    """The dataset's code may print: that goes to standard error, from worker processes and from C too."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        kept = -1
+    try:
+        if kept >= 0:
+            os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    except SystemExit as error:
+        raise SourceError(f"the code of the dataset ended the program: SystemExit({error.code!r})") from error
+    finally:
+        if kept >= 0:
+            os.dup2(kept, 1)
+            os.close(kept)

@@ -1,0 +1,167 @@
+"""One stream of rows in random order, bounded in how far a row moves: the *delayed shuffle*."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shardcache.format.permutation import Integers, Permutation, derive, random_words
+from shardcache.read.geometry import Flags, Geometry, Pieces
+
+_BLOCK_ORDER, _DELAYS = 3, 4
+_TIE_BITS = 20
+
+
+class Rows(NamedTuple):
+    """Some rows in the order in which they are delivered; arrays of one length.
+
+    ``visit`` names one stay of a block in the buffer: the same block may be visited by two strands. ``last`` marks the
+    last row of a visit. ``valid`` is False for a row that only fills up a batch and was delivered before.
+    """
+
+    visit: Integers
+    block: Integers
+    offset: Integers
+    valid: Flags
+    last: Flags
+
+    def part(self, part: slice) -> "Rows":
+        """Some consecutive ones of them."""
+        return Rows(self.visit[part], self.block[part], self.offset[part], self.valid[part], self.last[part])
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """One after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    visit, block, offset, valid, last = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Rows(visit, block, offset, valid, last)
+
+
+class Strand:
+    """The rows of some pieces, shuffled within a bounded distance.
+
+    The blocks are permuted. All rows of the block that begins at ``a`` get the key ``a + U(0, span + block)`` and are
+    delivered in the order of their keys. No row moves further than that, and it mixes like a reservoir of half the size;
+    but it is a function, so it can be computed in windows and entered anywhere: :meth:`take` gives the next rows, and a
+    strand that starts at row k looks at no more than a window of rows before it.
+    """
+
+    def __init__(self, geometry: Geometry, pieces: Pieces, span: int, key: int, serial: int, start: int) -> None:
+        self._geometry, self._pieces = geometry, pieces
+        self._serial, self._key = serial << 40, derive(key, _DELAYS)
+        self._ends = np.cumsum(pieces.blocks)
+        self._blocks = int(self._ends[-1]) if len(self._ends) else 0
+        self._order = Permutation(self._blocks, derive(key, _BLOCK_ORDER))
+        self._reach = span + geometry.rows_per_block
+        self._starts: _EvenStarts | _UnevenStarts = self._even() if geometry.is_even else self._uneven()
+        self._window = max(2 * self._reach, 2048)
+        self._next = max(0, start - geometry.rows_per_block)  # the key at which the next window starts
+        self._ready: list[Rows] = []
+        self._skip = start - self._rank(self._next)
+
+    def _even(self) -> "_EvenStarts":
+        """All blocks are of one size but for those at the ends of pieces, of which this strand may have a part."""
+        ordinals = np.unique(np.concatenate([self._ends - self._pieces.blocks, self._ends - 1]))
+        missing = self._geometry.rows_per_block - self._part(ordinals)[1]
+        places = self._order.inverse(ordinals[missing > 0])
+        by_place = np.argsort(places)
+        return _EvenStarts(
+            self._geometry.rows_per_block, self._blocks, places[by_place], missing[missing > 0][by_place]
+        )
+
+    def _uneven(self) -> "_UnevenStarts":
+        return _UnevenStarts(self._part(self._order.forward(np.arange(self._blocks)))[1])
+
+    def _part(self, ordinals: Integers) -> tuple[Integers, Integers, Integers, Integers]:
+        """(first offset, rows, piece, block) of the strand's blocks, numbered as they lie."""
+        piece = np.searchsorted(self._ends, ordinals, side="right")
+        first = self._pieces.block[piece]
+        block = first + ordinals - (self._ends[piece] - self._pieces.blocks[piece])
+        start = self._geometry.start(block)
+        low = np.where(block == first, self._pieces.skip[piece], 0)
+        rows_left = self._geometry.start(first) + self._pieces.skip[piece] + self._pieces.rows[piece] - start
+        high = np.minimum(rows_left, self._geometry.start(block + 1) - start)
+        return low, high - low, piece, block
+
+    def _keys(self, places: Integers) -> tuple[Any, ...]:
+        """For every row of the blocks at ``places``: key with tie-break, which of ``places``, row in the block's part."""
+        part = self._part(self._order.forward(places))
+        rows = part[1]
+        owner = np.repeat(np.arange(len(places)), rows)
+        ends = np.cumsum(rows)
+        inside = np.arange(len(owner)) - np.repeat(ends - rows, rows)
+        words = random_words(self._key, np.repeat(places * self._geometry.rows_per_block, rows) + inside)
+        delay = ((words >> np.uint64(32)) * np.uint64(self._reach)) >> np.uint64(32)
+        keys = np.repeat(self._starts.of(places), rows).astype(np.uint64) + delay
+        keys = (keys << np.uint64(_TIE_BITS)) | (words & np.uint64((1 << _TIE_BITS) - 1))
+        return keys, owner, inside, ends, part
+
+    def _rank(self, key: int) -> int:
+        """How many rows have a smaller key."""
+        places = self._starts.places(key - self._reach, key)
+        if not len(places):
+            return self._starts.total if key else 0
+        keys, *_ = self._keys(places)
+        return int(self._starts.of(places[:1])[0]) + int((keys < np.uint64(key << _TIE_BITS)).sum())
+
+    def _next_window(self) -> Rows:
+        low, high = self._next, self._next + self._window
+        self._next = high
+        places = self._starts.places(low - self._reach, high)
+        keys, owner, inside, ends, (first, _, piece, block) = self._keys(places)
+        order = np.argsort(keys, kind="stable")
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        last = np.zeros(len(order), bool)
+        if len(order):
+            last[np.maximum.reduceat(rank, np.concatenate([[0], ends[:-1]]))] = True
+        begin, end = np.searchsorted(keys[order], np.array([low << _TIE_BITS, high << _TIE_BITS], np.uint64))
+        chosen, last = order[begin:end], last[begin:end]
+        of = owner[chosen]
+        offset = first[of] + inside[chosen]
+        return Rows(self._serial + places[of], block[of], offset, self._pieces.valid[piece][of], last)
+
+    def take(self, count: int) -> Rows:
+        """The next ``count`` rows."""
+        have = sum(len(rows.block) for rows in self._ready)
+        while not self._ready or have < count + self._skip:
+            window = self._next_window()
+            self._ready.append(window)
+            have += len(window.block)
+        rows = joined(self._ready).part(slice(self._skip, None))
+        self._skip, self._ready = 0, [rows.part(slice(count, None))]
+        return rows.part(slice(count))
+
+
+class _EvenStarts:
+    """How many rows come before the block at a place, where all but a few blocks are of one size."""
+
+    def __init__(self, per_block: int, blocks: int, short: Integers, missing: Integers) -> None:
+        self._per_block, self._blocks, self._short = per_block, blocks, short
+        self._missing: Integers = np.concatenate([[0], np.cumsum(missing)])
+        self.total = blocks * per_block - int(self._missing[-1])
+
+    def of(self, places: Integers) -> Integers:
+        missing: Integers = self._missing[np.searchsorted(self._short, places)]
+        return places * self._per_block - missing
+
+    def places(self, above: int, below: int) -> Integers:
+        """Every place that starts above one number and below another, and a few more."""
+        first = max(0, above // self._per_block + 1)
+        last = min(self._blocks, -(-(below + int(self._missing[-1])) // self._per_block))
+        return np.arange(min(first, last), last)
+
+
+class _UnevenStarts:
+    """The same for blocks of any size: a table."""
+
+    def __init__(self, rows: Integers) -> None:
+        ends = np.cumsum(rows)
+        self._table, self.total = ends - rows, int(ends[-1]) if len(ends) else 0
+
+    def of(self, places: Integers) -> Integers:
+        return self._table[places]
+
+    def places(self, above: int, below: int) -> Integers:
+        """Every place that starts above one number and below another."""
+        return np.arange(np.searchsorted(self._table, above, "right"), np.searchsorted(self._table, below, "left"))

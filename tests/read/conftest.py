@@ -1,0 +1,30 @@
+"""Caches that are built once and read by all."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import shardcache
+from shardcache import Cache
+from tests.read.sources import SOURCES
+
+BLOCK_BYTES = {"images": 600, "texts": 700, "numbers": 400, "detections": 900}  # many blocks, several shards
+
+
+@pytest.fixture(scope="session")
+def cache_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cache]:
+    """A cache of one of the sources, which nobody may change."""
+    built: dict[tuple[str, str], Cache] = {}
+    root: Path = tmp_path_factory.mktemp("caches")
+
+    def build(name: str, layout: str = "shuffled") -> Cache:
+        if (name, layout) not in built:
+            path = root / f"{name} {layout}"
+            block_bytes = BLOCK_BYTES.get(name, 4096)
+            built[name, layout] = shardcache.build(
+                SOURCES[name], path, layout=layout, block_bytes=block_bytes, progress=False
+            )
+        return built[name, layout]
+
+    return build
