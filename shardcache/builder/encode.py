@@ -23,7 +23,8 @@ def encode_columns(schema: Sequence[Column], rows: list[list[Any]], indices: Seq
         try:
             encoded.append(columns.encode(column, values))
         except Exception as error:
-            raise _error(column, values, indices, error) from error
+            cause = None if isinstance(error, Refused) else error
+            raise _error(column, values, indices, error) from cause
     return encoded
 
 

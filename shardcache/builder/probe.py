@@ -65,9 +65,9 @@ def draw_up(source: Source, options: Options) -> Manifest:
     encoded = encode_columns(columns, rows, indices)
     sizes = [len(one.body) + sum(map(len, one.large_rows.values())) if one else 0 for one in encoded]
     row_bytes = max(1, sum(sizes) / len(samples))
-    rows_per_block = _rows_per_block(source.samples, row_bytes, options.block_bytes)
+    per_block = rows_per_block(source.samples, row_bytes, options.block_bytes)
     bodies = [b"".join([one.body, *one.large_rows.values()]) if one else b"" for one in encoded]
-    chosen = _with_codecs(columns, rows, rows_per_block, options)
+    chosen = _with_codecs(columns, rows, per_block, options)
     plan = Manifest(
         format=spec.FORMAT_NAME,
         version=spec.FORMAT_VERSION,
@@ -78,8 +78,8 @@ def draw_up(source: Source, options: Options) -> Manifest:
         samples=source.samples,
         layout=options.layout,
         seed=options.seed,
-        rows_per_block=rows_per_block,
-        blocks_per_shard=_blocks_per_shard(source.samples, rows_per_block, row_bytes),
+        rows_per_block=per_block,
+        blocks_per_shard=blocks_per_shard(source.samples, per_block, row_bytes),
         structure=structure,
         columns=chosen,
         totals=(),
@@ -170,18 +170,18 @@ def _warn_of_sorted(columns: Sequence[Column], rows: list[list[Any]]) -> None:
             )
 
 
-def _rows_per_block(samples: int, row_bytes: float, block_bytes: int | None) -> int:
+def rows_per_block(samples: int, row_bytes: float, block_bytes: int | None) -> int:
     """Blocks of 128 KiB; smaller ones in a small cache, so that it has 2,048 blocks to shuffle."""
     if block_bytes is None:
         block_bytes = min(spec.BLOCK_BYTES, max(spec.MIN_BLOCK_BYTES, int(samples * row_bytes / spec.MIN_BLOCKS)))
     return max(1, min(int(block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, samples))
 
 
-def _blocks_per_shard(samples: int, rows_per_block: int, row_bytes: float) -> int:
+def blocks_per_shard(samples: int, per_block: int, row_bytes: float) -> int:
     """At least 64 shards where that leaves 8 MiB each, and shards well below 512 MiB."""
     wanted = samples * row_bytes / spec.MIN_SHARDS
     shard_bytes = min(max(wanted, spec.MIN_SHARD_BYTES), spec.MAX_SHARD_BYTES)
-    return max(1, int(shard_bytes / (rows_per_block * row_bytes)))
+    return max(1, int(shard_bytes / (per_block * row_bytes)))
 
 
 def _cache_id(plan: Manifest, bodies: list[bytes]) -> str:

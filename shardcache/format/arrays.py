@@ -29,7 +29,8 @@ def tensor_bytes(value: Any) -> bytes:
     plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
     if not plain.numel():
         return b""
-    raw: bytes = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    flat = plain.reshape(-1).as_strided((plain.numel(),), (1,))  # one item is contiguous whatever its stride
+    raw: bytes = flat.view(torch.uint8).numpy().tobytes()
     return raw
 
 

@@ -70,7 +70,7 @@ def decoder(types: Sequence[type] = ()) -> Decoder:
         return unwrap_record(*content)
 
     def unwrap_record(name: str, fields: list[str], is_dataclass: bool, values: list[Any]) -> Any:
-        if not (is_class_name(name) and len(fields) == len(values)):
+        if not (is_class_name(name) and len(fields) == len(values) and all(type(field) is str for field in fields)):
             raise ValueError("a record without a name, or with a part too many")
         make = records.get((name, tuple(fields), is_dataclass)) or plain_record(name, tuple(fields))._make
         return make(values)
@@ -250,7 +250,8 @@ def describe(value: Any) -> str:
     cls = type(value)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     if isinstance(value, np.ndarray):
-        return f"an array of dtype {value.dtype} ({name})"
+        subclass = "" if cls is np.ndarray else "; return np.asarray(...) instead"
+        return f"an array of dtype {value.dtype} ({name}){subclass}"
     for base, advice in ((bytearray, "bytes(...)"), (dict, "dict(...)"), (set, "a sorted list")):
         if isinstance(value, base):
             return f"a value of type {name}; return {advice} instead"

@@ -27,9 +27,11 @@ whose text belongs to this specification.
 
 3. The manifest
 ---------------
-JSON in UTF-8: the fields of :class:`shardcache.format.manifest.Manifest`, no others. ``digest`` is the SHA-256, in
-hex, of the same document with ``digest`` set to the empty string, encoded with the fields in the order of the class, no
-white space, and non-ASCII characters as they are. ``byte_order`` must be ``"little"``.
+JSON in UTF-8: the fields of :class:`shardcache.format.manifest.Manifest`, no others, ``digest`` last. The file ends in
+``"digest":"``, 64 hex digits, and ``"}``; the digits are the SHA-256 of the file's bytes without them. ``byte_order``
+must be ``"little"``.
+
+    Why: the digest is checked on the bytes that are there, not on what some library would write for their content.
 
 ``structure`` is a tree of nodes, each an object with a ``type``:
 

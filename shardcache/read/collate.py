@@ -1,5 +1,6 @@
 """Rows in the arena -> a batch; values -> a column of a batch."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -161,8 +162,8 @@ def collate_samples(values: Sequence[Any], policies: Mapping[str, Pad | None], n
     def below(key: Any, parts: Sequence[Any]) -> Any:
         return collate_samples(parts, policies, f"{name}/{key}" if name else str(key))
 
-    if cls is dict and all(value.keys() == first.keys() for value in values):
-        return {key: below(key, [value[key] for value in values]) for key in first}
+    if cls in (dict, OrderedDict) and all(value.keys() == first.keys() for value in values):
+        return cls((key, below(key, [value[key] for value in values])) for key in first)
     if (cls is tuple or (cls is list and not name)) and all(len(value) == len(first) for value in values):
         return cls(below(number, parts) for number, parts in enumerate(zip(*values, strict=True)))
     kind = record_kind(cls)

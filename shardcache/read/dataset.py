@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from shardcache.errors import ShardCacheWarning, UsageError
+from shardcache.format.permutation import Integers
 from shardcache.read import cache as caches
 from shardcache.read import settings, topology
 from shardcache.read.cache import Cache
@@ -177,6 +178,19 @@ class CachedDataset(IterableDataset[Any]):
             "canonical_ranks": self._shape.strands,
             "shuffle_buffer": self._shuffle_buffer,
         }
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a batch on this rank; None where samples are yielded."""
+        return self._shape.batch_size
+
+    def order_of(self, epoch: int) -> Iterator[Integers]:
+        """The source indices of each step of an epoch on this rank; nothing is read for it."""
+        plan = self._plan(epoch)
+        reader, per_block = plan.reader(*self._ranks), self.cache.manifest.rows_per_block
+        for step in plan.worker_steps(0, 1):
+            rows = reader.rows([step])
+            yield self.cache.source_indices(rows.block * per_block + rows.offset)
 
     @property
     def world_size(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardcache.errors import StructureError
+from shardcache.errors import StructureError, UsageError
 from shardcache.format import dtypes
 from shardcache.format.columns import MASKED, Form
 from shardcache.format.manifest import Manifest
@@ -102,7 +102,10 @@ class Schema:
         if names is None:
             return self.fields
         chosen: set[str] = set()
-        for name in [names] if isinstance(names, (str, int)) else names:
+        names = [names] if isinstance(names, (str, int)) else names
+        if not names:
+            raise UsageError(f"columns must name one column or more; the columns are {', '.join(self._by_name)}")
+        for name in names:
             below = [field.name for field in self.fields if field.name.startswith(f"{name}/")]
             chosen.update(below or [self[name].name])
         return tuple(field for field in self.fields if field.name in chosen)

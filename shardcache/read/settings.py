@@ -99,7 +99,9 @@ def batch_shape(
             stacklevel=3,
         )
         strands = world
-    rows = (batch_size or strands // world) * world
+    if batch_size is None and strands != world:
+        raise UsageError(f"canonical_ranks={strands} needs batch_size: single samples are dealt to {world} ranks as they are")
+    rows = (batch_size or 1) * world
     if rows % strands:
         raise UsageError(f"a global batch of {rows} must be a multiple of canonical_ranks ({strands})")
     return BatchShape(batch_size, strands, rows // strands, _remainder(world, drop_last, remainder))
