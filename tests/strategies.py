@@ -21,7 +21,7 @@ ARRAY_DTYPES = [
     np.dtype(name)
     for plain in _NUMBERS + _DATES + _TEXTS
     for name in (plain, plain.replace("<", ">"))
-    if name[0] != ">" or plain[0] == "<"
+    if (name[0] != ">" or plain[0] == "<") and name not in (">M8", ">m8")  # NumPy itself does not keep these two
 ]
 
 IMAGE_MODES = "1 L P RGB RGBA CMYK YCbCr LAB HSV I F LA PA RGBX RGBa La I;16 I;16B I;16L".split()
@@ -32,10 +32,10 @@ floats = st.one_of(
     st.sampled_from([0.0, -0.0, float("inf"), float("nan")]),
     st.binary(min_size=8, max_size=8).map(lambda bits: np.frombuffer(bits, "<f8")[0].item()),
 )
-texts = st.text(st.characters(codec="utf-8"), max_size=20)
+texts = st.text(st.characters(codec="utf-8"), max_size=8)
 # Surrogates too: file names that are not UTF-8 are such text.
-any_texts = st.text(st.characters(), max_size=20)
-bytestrings = st.binary(max_size=40)
+any_texts = st.text(st.characters(), max_size=8)
+bytestrings = st.binary(max_size=20)
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 

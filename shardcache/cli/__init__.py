@@ -8,9 +8,10 @@ error. An error is one line and the exit code that :mod:`shardcache.errors` give
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -18,7 +19,7 @@ from shardcache import __version__
 from shardcache.cli import build, head, info, verify
 from shardcache.cli.options import debug_option, is_debugged
 from shardcache.cli.text import one_line
-from shardcache.errors import ShardCacheError
+from shardcache.errors import ShardCacheError, ShardCacheWarning
 
 _INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 _PIPE_CLOSED = 141  # and of one whose reader had enough
@@ -53,7 +54,9 @@ class _CommandLine(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            returned = super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                returned = super().invoke(ctx)
             sys.stdout.flush()
             return returned
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -78,6 +81,21 @@ def _with_hint(error: click.ClickException) -> str:
 def _say_error(text: str) -> None:
     with suppress(BrokenPipeError):
         click.echo(f"{click.style('error:', fg='red', bold=True)} {one_line(text)}", err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,
+) -> None:
+    """A warning of ours is for the user, in one line; another one is for who wrote the code that it names."""
+    if issubclass(category, ShardCacheWarning):
+        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {one_line(str(message))}", err=True)
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
 
 
 def _discard_output() -> None:

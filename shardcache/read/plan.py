@@ -99,14 +99,10 @@ class Plan:
         """Gives the rows of one step after another, to one worker of one rank."""
         return PlanReader(self, self._owned(rank, world_size))
 
-    def sequence_rows(self, step: int, strand: int) -> Rows:
-        """The rows of a step where the sequence is known in closed form: every kind but ``lanes``."""
-        share = self.share(step, strand)
-        if self._is_short(step):
-            start = step * self.global_batch + self._rest * strand // self.order.strands
-        else:
-            start = step * self.global_batch + strand * share
-        place = np.arange(start, start + share)
+    def sequence_rows(self, steps: list[int], strands: range) -> Rows:
+        """The rows of some steps where the sequence is known in closed form: every kind but ``lanes``."""
+        ranges = [self._sequence_range(step, strand) for step in steps for strand in strands]
+        place = np.concatenate([np.arange(start, start + count) for start, count in ranges])
         rows = place % self.geometry.rows
         if self.order.kind == "full":
             rows = self._full.forward(rows)
@@ -114,7 +110,13 @@ class Plan:
             block, offset = np.divmod(self._from_source(rows), self.geometry.rows_per_block)
         else:
             block, offset = self.geometry.stored(*self.geometry.locate(rows))
-        return Rows(block, block, offset, place < self.geometry.rows, np.zeros(share, bool))
+        return Rows(block, block, offset, place < self.geometry.rows, np.zeros(len(place), bool))
+
+    def _sequence_range(self, step: int, strand: int) -> tuple[int, int]:
+        """(start, length) of what a strand gives to a step."""
+        share = self.share(step, strand)
+        before = self._rest * strand // self.order.strands if self._is_short(step) else strand * share
+        return step * self.global_batch + before, share
 
     @cached_property
     def _full(self) -> Permutation:
@@ -162,14 +164,24 @@ class PlanReader:
     def rows(self, steps: list[int]) -> Rows:
         """The rows of some steps of this worker, one step after the other."""
         if self._plan.order.kind != "lanes":
-            return joined([self._plan.sequence_rows(step, n) for step in steps for n in self._numbers])
-        return joined([self._take(step, number) for step in steps for number in self._numbers])
+            return self._plan.sequence_rows(steps, self._numbers)
+        taken, order = [], []
+        for lane in dict.fromkeys(step % self._plan.lanes for step in steps):
+            of_lane = [step for step in steps if step % self._plan.lanes == lane]
+            for number in self._numbers:
+                shares = [self._plan.share(step, number) for step in of_lane]
+                taken.append(self._strand(of_lane[0], number).take(sum(shares)))
+                order.append(np.repeat(of_lane, shares))
+        rows = joined(taken)
+        if len(steps) > 1:
+            rows = rows.part(np.argsort(np.concatenate(order), kind="stable"))
+        block, offset = self._plan.geometry.stored(rows.block, rows.offset)
+        return rows._replace(block=block, offset=offset)
 
-    def _take(self, step: int, number: int) -> Rows:
+    def _strand(self, step: int, number: int) -> Strand:
+        """The strand that a step takes rows from, at the rows of that step."""
         ordinal, lane = divmod(step, self._plan.lanes)
         strand = self._strands.get((lane, number))
         if strand is None:
             strand = self._strands[lane, number] = self._plan.strand(lane, number, ordinal * self._plan.order.share)
-        rows = strand.take(self._plan.share(step, number))
-        block, offset = self._plan.geometry.stored(rows.block, rows.offset)
-        return rows._replace(block=block, offset=offset)
+        return strand

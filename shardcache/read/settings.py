@@ -100,7 +100,7 @@ def batch_shape(
         )
         strands = world
     if batch_size is None and strands != world:
-        raise UsageError(f"canonical_ranks={strands} needs batch_size: single samples are dealt to {world} ranks as they are")
+        raise UsageError(f"canonical_ranks={strands} needs batch_size: single samples are dealt to {world} ranks")
     rows = (batch_size or 1) * world
     if rows % strands:
         raise UsageError(f"a global batch of {rows} must be a multiple of canonical_ranks ({strands})")

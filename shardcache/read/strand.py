@@ -24,8 +24,8 @@ class Rows(NamedTuple):
     valid: Flags
     last: Flags
 
-    def part(self, part: slice) -> "Rows":
-        """Some consecutive ones of them."""
+    def part(self, part: slice | Integers) -> "Rows":
+        """Some of them, in the order that is asked for."""
         return Rows(self.visit[part], self.block[part], self.offset[part], self.valid[part], self.last[part])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardcache.builder.infer import infer
@@ -61,6 +61,7 @@ small_ints = st.integers(-(2**63), 2**63 - 1)
     ],
     ids=lambda part: part.type if isinstance(part, Column) else None,
 )
+@settings(max_examples=30)
 @given(st.data())
 def test_each_type_of_value_comes_back_in_its_form_with_none_and_absent_rows(column, values, form, data):
     every = data.draw(st.lists(values, min_size=1, max_size=10))
@@ -72,6 +73,7 @@ def test_each_type_of_value_comes_back_in_its_form_with_none_and_absent_rows(col
 
 
 @pytest.mark.parametrize("dtype", strategies.ARRAY_DTYPES, ids=lambda dtype: dtype.str)
+@settings(max_examples=8)
 @given(st.data())
 def test_arrays_of_every_dtype_come_back_fixed_and_ragged(dtype, data):
     shape = data.draw(strategies.shapes)
@@ -85,6 +87,7 @@ def test_arrays_of_every_dtype_come_back_fixed_and_ragged(dtype, data):
 
 
 @pytest.mark.parametrize("dtype", strategies.TENSOR_DTYPES, ids=str)
+@settings(max_examples=8)
 @given(st.data())
 def test_tensors_of_every_dtype_come_back_fixed_and_ragged(dtype, data):
     shape = data.draw(strategies.shapes)
@@ -96,6 +99,7 @@ def test_tensors_of_every_dtype_come_back_fixed_and_ragged(dtype, data):
         assert_same(Column("a", "tensor", name, (None,) * len(shape)), values, Form.RAGGED)
 
 
+@settings(max_examples=50)
 @given(st.lists(strategies.scalars(), min_size=1, max_size=6))
 def test_numpy_scalars_come_back(values):
     assert_same(column_of(values), values)

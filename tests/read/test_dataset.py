@@ -308,7 +308,7 @@ class TestColumns:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     path = tmp_path_factory.mktemp("plain") / "cache"
-    return shardcache.build(Numbers(300), path, codec="none", block_bytes=8000, progress=False)
+    return shardcache.build(Numbers(3000), path, codec="none", block_bytes=4000, progress=False)
 
 
 class TestDamage:
@@ -344,32 +344,30 @@ class TestDamage:
     ) -> None:
         cache = self.damaged(plain, tmp_path, 1, 2)
         found = [index for (batch,) in load(dataset(cache, columns=[0]), workers) for index in batch.tolist()]
-        assert sorted(found) == list(range(300))
+        assert sorted(found) == list(range(3000))
 
     def test_a_consumer_that_goes_on_after_an_error_gets_it_again_and_never_a_shorter_epoch(
         self, plain: Cache, tmp_path: Path
     ) -> None:
         batches = iter(dataset(self.damaged(plain, tmp_path, 1, 2)))
-        errors = []
-        for _ in range(30):
-            try:
-                next(batches)
-            except DamagedBlockError as error:
-                errors.append(error)
-        assert len(errors) > 5
-        with pytest.raises(DamagedBlockError):
-            next(batches)
+        outcomes = [outcome(batches) for _ in range(300)]
+        assert outcomes == sorted(outcomes)
+        assert outcomes.count("16") < 100
+        assert outcomes[-1] == "error"
 
     def test_other_workers_go_on_and_the_damaged_one_repeats_its_error(self, plain: Cache, tmp_path: Path) -> None:
-        loader = iter(load(dataset(self.damaged(plain, tmp_path, 1, 2), batch_size=4), 2))
-        outcomes = []
-        for _ in range(60):
-            try:
-                outcomes.append(len(next(loader)[0]))
-            except DamagedBlockError:
-                outcomes.append(0)
-        assert outcomes.count(0) > 20
-        assert sum(outcomes) >= 120
+        batches = iter(load(dataset(self.damaged(plain, tmp_path, 1, 2), batch_size=10), 2))
+        outcomes = [outcome(batches) for _ in range(280)]
+        by_worker = {tuple(sorted(set(outcomes[worker::2]))) for worker in (0, 1)}
+        assert by_worker == {("10",), ("10", "error")}
+        assert outcomes[-2:].count("error") == 1
+
+
+def outcome(batches: Any) -> str:
+    try:
+        return str(len(next(batches)[0]))
+    except DamagedBlockError:
+        return "error"
 
 
 class TestMemory:

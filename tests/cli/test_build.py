@@ -1,0 +1,216 @@
+"""shardcache build."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shardcache
+from tests.cli.conftest import Process, Run, error_of
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["datasets_here:Numbers", "datasets_here.py:Numbers", "package_here.data:Numbers", "package_here/data.py:Numbers"],
+)
+def test_a_process_builds_from_the_current_folder_and_says_what_it_made(folder: Path, process: Process, target: str):
+    workers = ["-j", "2"] if target.startswith("package_here.") else []
+    done = process("build", target, "--out", "made", "--arg", "size=30", "--arg", "name=wörd", *workers, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    cache = shardcache.open(folder / "made")
+    assert cache[29] == {"number": 29, "name": "wörd29", "more": "{}"}
+    size = sum(seal.file_bytes for seal in cache.manifest.shards) / 1000
+    assert done.stdout.startswith(f"made: 30 samples in 1 shard, {size:.1f} kB for ")
+    assert " (ratio 0." in done.stdout
+    assert "built in " in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert done.stderr.startswith("--arg size: 30 (int)\n--arg name: 'wörd' (str)\nnoise of an import\n")
+
+
+def test_a_dataset_that_exists_already_needs_no_call(folder: Path, run: Run):
+    assert run("build", "datasets_here:ready", "--out", "made").exit_code == 0
+    assert len(shardcache.open(folder / "made")) == 5
+
+
+def test_arguments_are_json_and_what_is_not_json_is_text(folder: Path, run: Run):
+    given = {
+        "size": ("7", 7, "7 (int)"),
+        "scale": ("2.5", 2.5, "2.5 (float)"),
+        "name": ('"12"', "12", "'12' (str)"),
+        "root": ("/data/a=b", "/data/a=b", "'/data/a=b' (str)"),
+        "flag": ("true", True, "True (bool)"),
+        "nothing": ("null", None, "None (NoneType)"),
+        "sizes": ("[1, 2]", [1, 2], "[1, 2] (list)"),
+        "more": ('{"a": {"b": 1}}', {"a": {"b": 1}}, "{'a': {'b': 1}} (dict)"),
+        "empty": ("", "", "'' (str)"),
+        "zeros": ("007", "007", "'007' (str)"),
+    }
+    arguments = [part for name, (text, _, _) in given.items() for part in ("--arg", f"{name}={text}")]
+    result = run("build", "datasets_here:Numbers", "--out", "made", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[:10] == [f"--arg {name}: {said}" for name, (_, _, said) in given.items()]
+    cache = shardcache.open(folder / "made")
+    assert len(cache) == 7
+    assert cache[2]["number"] == 5.0
+    assert cache[2]["name"] == "122"
+    rest = {name: value for name, (_, value, _) in given.items() if name not in ("size", "scale", "name")}
+    assert cache[0]["more"] == repr(rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arg", "size"], "--arg must be NAME=VALUE, was 'size'"),
+        (["--arg", "=3"], "--arg must be NAME=VALUE, was '=3'"),
+        (["--arg", "size=3", "--arg", "size=4"], "--arg size was given twice"),
+        (["--block-bytes", "big"], "--block-bytes must be a size like '128KiB', was 'big'"),
+        (["--block-bytes", "-5"], "--block-bytes must be a size like '128KiB', was '-5'"),
+        (["--block-bytes", "0"], "block_bytes must be 1.."),
+        (["-j", "-1"], "num_workers must be 0 or more, was -1"),
+        (["--seed", str(1 << 70)], "seed must be an int of 64 bits"),
+        (["--codec", "lz4"], "codec 'lz4': must be 'auto', 'none', 'zstd' or 'zstd:LEVEL'"),
+        (["--codec", "zstd:99"], "codec 'zstd:99': must be"),
+        (["--codec", "none", "--codec", "zstd"], "--codec may be given once, and once for each column; was none, zstd"),
+        (["--codec", "name=none", "--codec", "name=zstd"], "--codec may be given once, and once for each column"),
+        (["--codec", "none", "--codec", "name=zstd"], "--codec none is for all columns"),
+        (["--codec", "nothing=none"], "codec for 'nothing': there is no such column; the columns are"),
+        (["--codec", "number="], "codec '': must be"),
+    ],
+)
+def test_an_option_that_has_no_sense_is_refused_and_nothing_is_made(
+    folder: Path, run: Run, arguments: list[str], message: str
+):
+    result = run("build", "datasets_here:Numbers", "--out", "made", *arguments)
+    assert result.exit_code == 2
+    assert message in error_of(result)
+    assert not (folder / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "message"),
+    [
+        ("datasets_here", 2, "must be 'package.module:callable' or 'file.py:callable'"),
+        ("datasets_here:", 2, "must be 'package.module:callable' or 'file.py:callable'"),
+        ("datasets_here:Nothing", 2, "datasets_here has no 'Nothing'"),
+        ("not_there:Numbers", 2, "there is no module 'not_there' here"),
+        ("not_there.py:Numbers", 2, "there is no file 'not_there.py'"),
+        ("datasets_here:not_callable", 2, "datasets_here:not_callable"),
+        ("datasets_here:fails", 3, "datasets_here:fails() raised RuntimeError: cannot be opened"),
+        ("datasets_here:leaves", 3, "the code of the dataset ended the program: SystemExit(0)"),
+        ("datasets_here:Failing", 3, r"dataset[7] raised KeyError: 'no\nfile 7'"),
+        ("datasets_here:Storing", 3, "column 'thing': a value of type object cannot be stored"),
+    ],
+)
+def test_a_target_that_cannot_be_built_is_one_line_that_says_why(
+    folder: Path, run: Run, target: str, code: int, message: str
+):
+    result = run("build", target, "--out", "made")
+    assert result.exit_code == code
+    assert message in error_of(result)
+    assert sorted(path.name for path in folder.iterdir() if "made" in path.name) == []
+
+
+def test_an_error_in_a_worker_process_is_as_short_as_one_in_this(folder: Path, process: Process):
+    (folder / "late.py").write_text(
+        "class Late:\n"
+        "    def __len__(self): return 1000\n"
+        "    def __getitem__(self, index):\n"
+        "        if index == 577: raise OSError('unreadable')\n"
+        "        return index\n"
+    )
+    done = process("build", "late:Late", "--out", "made", "-j", "2", "--layout", "source", cwd=folder)
+    assert done.returncode == 3
+    assert error_of(done) == "dataset[577] raised OSError: unreadable"
+    done = process("build", "late:Late", "--out", "made", "-j", "2", "--layout", "source", "--debug", cwd=folder)
+    assert done.returncode == 3
+    assert 'late.py", line 4, in __getitem__' in done.stderr
+
+
+def test_what_the_dataset_prints_does_not_mix_with_the_result(folder: Path, process: Process):
+    for workers in ("0", "2"):
+        done = process("build", "datasets_here:Noisy", "--out", f"made{workers}", "--json", "-j", workers, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["samples"] == 20
+        assert result["built"] is True
+        assert Path(result["path"]) == folder / f"made{workers}"
+        assert result["digest"] == shardcache.open(folder / f"made{workers}").info()["digest"]
+        assert "from Python" in done.stderr
+        assert "from a library in C" in done.stderr
+
+
+def test_an_existing_cache_is_refused_opened_or_replaced(folder: Path, run: Run):
+    build = ("build", "datasets_here:Numbers", "--out", "made")
+    assert run(*build).exit_code == 0
+    result = run(*build, "--arg", "size=9")
+    assert result.exit_code == 4
+    assert "a cache is here already" in error_of(result)
+    result = run(*build, "--arg", "size=9", "--if-exists", "open")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("made: 20 samples")
+    assert "was there already" in result.stdout
+    assert json.loads(run(*build, "--if-exists", "open", "--json").stdout)["built"] is False
+    result = run(*build, "--arg", "size=9", "--if-exists", "replace")
+    assert result.exit_code == 0
+    assert len(shardcache.open(folder / "made")) == 9
+
+
+def test_something_else_at_the_path_is_never_touched(folder: Path, run: Run):
+    (folder / "made").mkdir()
+    (folder / "made" / "thesis.tex").write_text("precious")
+    for choice in ("error", "open", "replace"):
+        result = run("build", "datasets_here:Numbers", "--out", "made", "--if-exists", choice)
+        assert result.exit_code == 4
+        assert "something else is here already" in error_of(result)
+    assert (folder / "made" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_path_that_cannot_be_written_is_one_line(folder: Path, run: Run):
+    (folder / "file").write_text("")
+    result = run("build", "datasets_here:Numbers", "--out", "file/made")
+    assert result.exit_code == 4
+    assert "cannot be written" in error_of(result)
+
+
+def test_the_options_reach_the_cache(folder: Path, run: Run):
+    options = [
+        "--layout",
+        "source",
+        "--seed",
+        "5",
+        "--block-bytes",
+        "1KiB",
+        "--codec",
+        "name=none",
+        "--codec",
+        "number=zstd:9",
+    ]
+    result = run("build", "datasets_here:Numbers", "--out", "made", "--arg", "size=500", *options, "--no-progress")
+    assert result.exit_code == 0, result.stderr
+    cache = shardcache.open(folder / "made")
+    assert (cache.manifest.layout, cache.manifest.seed) == ("source", 5)
+    assert cache.manifest.rows_per_block < 100
+    codecs = {field.name: field.codec for field in cache.schema}
+    assert (codecs["name"], codecs["number"]) == ("none", "zstd:9")
+    result = run("build", "datasets_here:Numbers", "--out", "plain", "--codec", "none")
+    assert result.exit_code == 0
+    assert {field.codec for field in shardcache.open(folder / "plain").schema} == {"none"}
+
+
+def test_standard_output_is_as_it_was_after_a_build(folder: Path, run: Run):
+    before = os.fstat(1)
+    run("build", "datasets_here:Noisy", "--out", "made")
+    run("build", "datasets_here:Failing", "--out", "made2")
+    assert os.path.samestat(before, os.fstat(1))
+
+
+def test_the_result_is_the_same_for_any_number_of_processes(folder: Path, process: Process):
+    digests = set()
+    for workers in ("0", "3"):
+        out = f"made{workers}"
+        done = process("build", "datasets_here:Numbers", "--out", out, "-j", workers, "--json", cwd=folder)
+        digests.add(json.loads(done.stdout)["digest"])
+    assert len(digests) == 1
+    assert np.array_equal([one["number"] for one in shardcache.open(folder / "made3")], np.arange(20))

@@ -1,0 +1,105 @@
+"""shardcache verify."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Process, Run, error_of
+
+
+@pytest.fixture
+def damaged(cache: Path, tmp_path: Path) -> Path:
+    """A cache with one flipped bit in a value."""
+    copy = Path(shutil.copytree(cache, tmp_path / "damaged"))
+    shard = copy / "shard-00000.lmdb"
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"text 3 with")] ^= 4
+    shard.write_bytes(data)
+    return copy
+
+
+def test_a_sound_cache_is_one_line_and_exit_code_0(process: Process, cache: Path):
+    done = process("verify", cache)
+    assert (done.returncode, done.stderr) == (0, "")  # no progress bar where there is no terminal
+    assert done.stdout.startswith(f"{cache}: all is as it was written: 12 samples in 1 shard, ")
+    assert done.stdout.count("\n") == 1
+
+
+def test_damage_is_listed_with_its_consequence_and_exit_code_6(process: Process, damaged: Path):
+    done = process("verify", damaged)
+    assert (done.returncode, done.stderr) == (6, "")
+    first, second, last = done.stdout.splitlines()
+    assert first.startswith("shard-00000.lmdb: shard 00000, block ")
+    assert "column 'text': stored checksum" in first
+    assert second.startswith("    ")
+    assert "column 'text' lost: row" in second
+    assert last.startswith(f"{damaged}: damaged: 1 problem in 1 file; ")
+    assert last.endswith("of 12 samples lost in whole or in part")
+
+
+@pytest.mark.parametrize("options", [[], ["-j", "1"], ["--num-workers", "3"]])
+def test_json_says_the_same_as_values(run: Run, damaged: Path, options: list[str]):
+    result = run("verify", damaged, "--json", *options)
+    assert (result.exit_code, result.stderr) == (6, "")
+    report = json.loads(result.stdout)
+    assert report["ok"] is False
+    (problem,) = report["problems"]
+    assert (problem["file"], problem["column"], problem["kind"]) == ("shard-00000.lmdb", "text", "DamagedBlockError")
+    start, stop = problem["rows"]
+    assert report["samples_lost"] == stop - start == len(problem["source_indices"])
+
+
+def test_json_of_a_sound_cache_is_ok(run: Run, cache: Path):
+    result = run("verify", cache, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["ok"] is True
+
+
+def test_quiet_leaves_the_exit_code_alone(run: Run, cache: Path, damaged: Path):
+    assert [(one.exit_code, one.output) for one in (run("verify", cache, "-q"), run("verify", damaged, "--quiet"))] == [
+        (0, ""),
+        (6, ""),
+    ]
+
+
+def test_a_missing_shard_and_a_strange_file_are_both_named(run: Run, damaged: Path):
+    (damaged / "shard-00000.lmdb").rename(damaged / "shard-00000 (copy).lmdb")
+    result = run("verify", damaged)
+    assert result.exit_code == 6
+    assert "which does not exist" in result.stdout
+    assert "    12 samples lost: rows 0 to 11" in result.stdout
+    assert "note: shard-00000 (copy).lmdb: is not a part of the cache" in result.stdout
+
+
+def test_a_damaged_manifest_is_damage(run: Run, damaged: Path):
+    (damaged / "manifest.json").write_text("{")
+    result = run("verify", damaged)
+    assert result.exit_code == 6
+    assert result.stdout.splitlines()[-1] == f"{damaged}: damaged: the manifest cannot be read"
+    assert json.loads(run("verify", damaged, "--json").stdout)["samples"] is None
+
+
+def test_of_very_many_problems_the_first_are_shown(run: Run, tmp_path: Path):
+    import shardcache
+
+    path = tmp_path / "cache"
+    shardcache.build(
+        [bytes([k % 251]) * 3000 for k in range(120)], path, codec="none", block_bytes=3000, progress=False
+    )
+    shard = path / "shard-00000.lmdb"
+    data = bytearray(shard.read_bytes())
+    for k in range(120):
+        data[data.index(bytes([k % 251]) * 2000)] ^= 0xFF
+    shard.write_bytes(data)
+    lines = run("verify", path).stdout.splitlines()
+    assert lines[-2] == "... and 70 more problems (--json lists all)"
+    assert len(lines) == 2 * 50 + 2
+    assert len(json.loads(run("verify", path, "--json").stdout)["problems"]) == 120
+
+
+def test_a_wrong_number_of_threads_is_refused(run: Run, cache: Path):
+    result = run("verify", cache, "-j", "-2")
+    assert result.exit_code == 2
+    assert error_of(result) == "num_workers must be 0 or more, was -2"
