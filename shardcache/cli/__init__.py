@@ -105,6 +105,7 @@ def _discard_output() -> None:
 
 
 @click.group(
+    "shardcache",
     cls=_CommandLine,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

@@ -23,7 +23,7 @@ def value_key(block: int, column: int, row: int | None = None) -> bytes:
     return _KEY.pack(block, column, 0 if row is None else row + 1)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Place:
     """Where a stored value belongs: it is refused anywhere else. ``column`` is only for messages."""
 

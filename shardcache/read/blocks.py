@@ -1,7 +1,5 @@
 """From the manifest to decoded blocks: the only way in which readers reach a shard."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,9 +12,7 @@ from shardcache.format import block, nested, shard, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
 from shardcache.format.manifest import Manifest
-from shardcache.format.shard import ShardReader
-
-Index = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+from shardcache.format.shard import ShardReader, ShardSeal
 
 _KEPT_INDICES = 128
 
@@ -29,8 +25,8 @@ class Blocks:
         self._directory = directory
         self._cache_id = bytes.fromhex(manifest.cache_id)
         self._decode = nested.decoder(types)
-        self._indices: OrderedDict[int, Index] = OrderedDict()
-        self._lock = threading.Lock()
+        self._indices: dict[int, bytes] = {}  # of a shard: a form for each (block, column)
+        self._shards: dict[int, tuple[Path, ShardSeal, str]] = {}
 
     def read(
         self, number: int, positions: Iterable[int], into: Mapping[int, memoryview] = MappingProxyType({})
@@ -42,7 +38,8 @@ class Blocks:
         at, local = divmod(number, self.manifest.blocks_per_shard)
         found = {}
         with self._lease(at) as reader:
-            forms = self._index(reader, at)[local].tolist()
+            index, columns = self._index(reader, at), len(self.manifest.columns)
+            forms = index[local * columns : (local + 1) * columns]
             for position, memory in into.items():
                 place = self._place(at, local, position)
                 if forms[position] != Form.FIXED:
@@ -54,7 +51,11 @@ class Blocks:
         return found
 
     def _lease(self, at: int) -> AbstractContextManager[ShardReader]:
-        return shard.lease(self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}")
+        where = self._shards.get(at)
+        if where is None:
+            where = self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}"
+            self._shards[at] = where
+        return shard.lease(*where)
 
     def _place(self, at: int, local: int, position: int, row: int | None = None) -> Place:
         key = block.value_key(local, position, row)
@@ -88,13 +89,11 @@ class Blocks:
         place = self._place(*divmod(number, self.manifest.blocks_per_shard), position, row)
         return block.damaged(place, f"not a value ({error})")
 
-    def _index(self, reader: ShardReader, at: int) -> Index:
+    def _index(self, reader: ShardReader, at: int) -> bytes:
         """The form of every (block, column) of a shard."""
-        with self._lock:
-            index = self._indices.get(at)
-            if index is not None:
-                self._indices.move_to_end(at)
-                return index
+        index = self._indices.get(at)
+        if index is not None:
+            return index
         place = Place(self._cache_id, at, spec.INDEX_KEY)
         body = block.open_body(reader.get(spec.INDEX_KEY), place)
         blocks, columns = self.manifest.shard_blocks(at), len(self.manifest.columns)
@@ -102,11 +101,10 @@ class Blocks:
             raise block.damaged(place, f"{len(body)} entries where the shard has {blocks} blocks of {columns} columns")
         if not np.isin(body, _FORMS).all():
             raise block.damaged(place, "a form that the format does not have")
-        with self._lock:
-            self._indices[at] = body.reshape(blocks, columns)
-            while len(self._indices) > _KEPT_INDICES:
-                self._indices.popitem(last=False)
-            return self._indices[at]
+        if len(self._indices) >= _KEPT_INDICES:  # no lock, which a fork could leave held: each step is atomic
+            self._indices.pop(list(self._indices)[0], None)  # noqa: RUF015
+        index = self._indices[at] = body.tobytes()
+        return index
 
 
 _FORMS = np.array([NO_VALUE, *(form | flag for form in Form for flag in (0, 0x10))], np.uint8)

@@ -4,6 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,8 @@ class CachedDataset(IterableDataset[Any]):
         with_meta: yield ``(batch, Meta(index, valid))`` with the samples' source indices.
         drop_last: drop the rows that do not fill a batch; the same as ``remainder="drop"``.
         remainder: ``"drop"``; ``"pad"``: fill up with rows that come again, marked in ``Meta.valid``; ``"keep"``: a
-            short batch. Default: keep on one rank, pad on several, so that all have the same number of batches.
+            short batch. Default: keep on one rank, pad on several (canonical ones), so that all have the same number of
+            batches.
         rank, world_size: default: from ``torch.distributed``, else from RANK and WORLD_SIZE in the environment.
         global_batch_size: instead of ``batch_size``: rows of a batch over all ranks.
         canonical_ranks: the world size for which the order is made (default: the present one). Every world size that
@@ -136,6 +138,7 @@ class CachedDataset(IterableDataset[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of iterations that begin from now on, also in workers that live on (``persistent_workers=True``)."""
+        check_accelerate(self._ranks.world_size)
         self._epochs.set(epoch)
 
     def resume(self, *, epoch: int, step: int) -> None:
@@ -143,25 +146,29 @@ class CachedDataset(IterableDataset[Any]):
 
         ``step`` counts the batches of this rank (samples without ``batch_size``) that were delivered before.
         """
-        steps = self._epoch_steps
+        steps = self._epoch_steps * (self._epochs_wanted or 1)
         if type(step) is not int or not 0 <= step <= steps:
-            raise UsageError(f"step must be 0..{steps}, the number of batches in an epoch, was {step!r}")
+            raise UsageError(f"step must be 0..{steps}, the number of batches of an iteration, was {step!r}")
         self._epochs.set(epoch, step)
 
-    def announce(self) -> tuple[int, int]:
-        """For a loader: an iteration begins; (epoch, first step) of it."""
-        return self._epochs.announce(self._is_shuffled)
+    def announced(self) -> AbstractContextManager[tuple[int, int]]:
+        """For a loader: around what begins an iteration; (epoch, first step) of it."""
+        return self._epochs.announced(self._is_shuffled)
 
     @property
     def _is_shuffled(self) -> bool:
         return self._order == "shuffled"
 
     def place(self, epoch: int, step: int) -> tuple[int, int]:
-        """(epoch, step) where ``step`` may have run on into later epochs (``epochs=None``)."""
-        if self._epochs_wanted == 1:
+        """(epoch, step) where ``step`` has run on into later epochs of an iteration that never ends."""
+        if self._epochs_wanted is not None:
             return epoch, step
         further, step = divmod(step, max(1, self._epoch_steps))
         return epoch + further, step
+
+    def is_end(self, step: int) -> bool:
+        """Whether no batch of an iteration is left at ``step``."""
+        return self._epochs_wanted is not None and step == len(self)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -170,13 +177,15 @@ class CachedDataset(IterableDataset[Any]):
 
     def identity(self) -> dict[str, Any]:
         """What an order of batches is a function of, beside epoch and step: plain values."""
+        order = self._plan(0).order
         return {
             "digest": self.cache.digest,
-            "seed": self._recipe.seed,
+            "seed": order.seed,
             "order": self._order,
-            "global_batch_size": self._shape.share * self._shape.strands,
-            "canonical_ranks": self._shape.strands,
-            "shuffle_buffer": self._shuffle_buffer,
+            "global_batch_size": order.share * order.strands,
+            "canonical_ranks": order.strands,
+            "remainder": order.remainder,
+            "span": order.span if order.kind == "lanes" else None,
         }
 
     @property
@@ -229,24 +238,22 @@ class CachedDataset(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         check_caller(self._recipe.batch_size)
-        check_accelerate(self._ranks.world_size)
         worker = topology.worker()
         if worker.is_process:
             torch.set_num_threads(1)
-        epoch, start = self._epochs.begin(worker.is_process, self._is_shuffled and worker.number == 0)
-        identity = {
-            **self.identity(),
-            "epoch": epoch,
-            "start": start,
-            "worker": worker.number,
-            "workers": worker.workers,
-        }
-        return Iteration(partial(self._run, worker, epoch, start), identity)
+        epoch, start, announced = self._epochs.begin(worker)
+        warn = self._is_shuffled and worker.number == 0 and not announced
+        identity = {**self.identity(), "worker": worker.number, "workers": worker.workers}
+        return Iteration(partial(self._run, worker, warn), epoch, start, identity)
 
-    def _run(self, worker: topology.Worker, epoch: int, start: int, skip: int) -> Iterator[Any]:
+    def _run(self, worker: topology.Worker, warn: bool, epoch: int, start: int, skip: int) -> Iterator[Any]:
         """What a worker yields from step ``start`` of an epoch on, without the first ``skip`` of it."""
+        if warn and not skip:
+            self._epochs.warn_of_repetition(epoch, start)
         yielded, skipped = 0, iter(range(skip))
         last = math.inf if self._epochs_wanted is None else epoch + self._epochs_wanted - 1
+        further, start = divmod(start, max(1, self._epoch_steps))
+        epoch += further
         while epoch <= last:
             plan = self._plan(epoch)
             if worker.number == 0 and not yielded:

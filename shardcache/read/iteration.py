@@ -12,21 +12,26 @@ from shardcache.read.loader import as_it_is
 
 
 class Iteration(Iterator[Any]):
-    """What iterates a dataset in one worker: ``run(skip)`` gives its values from the ``skip``-th one on.
+    """What iterates a dataset in one worker: ``run(epoch, start, skip)`` gives its values.
+
+    They begin at step ``start`` of an epoch, without the first ``skip`` of them.
 
     Once it has raised, it raises the same again. A generator that raised is finished, and a consumer that catches the
     error and goes on would lose the rest of this worker's epoch in silence.
 
     Its state is for loaders that keep the state of each worker (torchdata's ``StatefulDataLoader``). ``identity`` says
-    what the values are a function of: a state of anything else is refused.
+    what else the values are a function of: a state of anything else is refused.
     """
 
-    def __init__(self, run: Callable[[int], Iterator[Any]], identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run: Callable[[int, int, int], Iterator[Any]], epoch: int, start: int, identity: Mapping[str, Any]
+    ) -> None:
         self._run, self._identity = run, identity
-        self._begin(0)
+        self._begin(epoch, start, 0)
 
-    def _begin(self, skip: int) -> None:
-        self._values, self._yielded = self._run(skip), skip
+    def _begin(self, epoch: int, start: int, skip: int) -> None:
+        self._epoch, self._start, self._yielded = epoch, start, skip
+        self._values = self._run(epoch, start, skip)
         self._error: Exception | None = None
 
     def __next__(self) -> Any:
@@ -44,14 +49,14 @@ class Iteration(Iterator[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """How much this worker has yielded, and of what."""
-        return {"yielded": self._yielded, **self._identity}
+        return {"epoch": self._epoch, "start": self._start, "yielded": self._yielded, **self._identity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another iteration was; nothing that it yielded is read again."""
+        """Go on where another iteration was, in its epoch; nothing that it yielded is read again."""
         for name, now in self._identity.items():
             if state.get(name) != now:
                 raise UsageError(f"this state was saved with {name}={state.get(name)!r}; now it is {now!r}")
-        self._begin(state["yielded"])
+        self._begin(state["epoch"], state["start"], state["yielded"])
 
 
 def check_accelerate(world_size: int) -> None:

@@ -52,14 +52,26 @@ class Loader(DataLoader[Any]):
         options.setdefault("collate_fn", as_it_is)
         self._begun: _Begun | None = None  # the iteration that was begun last
         super().__init__(dataset, batch_size=None, **options)
+        vars(self.sampler)["set_epoch"] = dataset.set_epoch  # where Lightning looks for it
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration."""
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        begun = self._begun = _Begun(*self.dataset.announce())
-        return _counted(super().__iter__(), begun)
+        epoch, step = self.dataset.position
+        if step and self.dataset.is_end(step):
+            self.dataset.resume(epoch=epoch, step=0)
+            self._begun = _Begun(epoch, step)
+            return self._after_the_end(epoch)
+        with self.dataset.announced() as position:
+            begun = self._begun = _Begun(*position)
+            return _counted(super().__iter__(), begun)
+
+    def _after_the_end(self, epoch: int) -> Iterator[Any]:
+        """Resumed where an epoch has ended nothing is left, unless the next one was set: Lightning does so only now."""
+        if self.dataset.position[0] != epoch:
+            yield from self
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is: plain values, independent of the number of workers."""

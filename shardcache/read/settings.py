@@ -104,7 +104,7 @@ def batch_shape(
     rows = (batch_size or 1) * world
     if rows % strands:
         raise UsageError(f"a global batch of {rows} must be a multiple of canonical_ranks ({strands})")
-    return BatchShape(batch_size, strands, rows // strands, _remainder(world, drop_last, remainder))
+    return BatchShape(batch_size, strands, rows // strands, _remainder(strands, drop_last, remainder))
 
 
 def _divisors(number: int) -> list[int]:
@@ -126,12 +126,13 @@ def warn_of_workers(plan: Plan, workers: int) -> None:
         )
 
 
-def _remainder(world_size: int, drop_last: bool, remainder: str | None) -> str:
+def _remainder(strands: int, drop_last: bool, remainder: str | None) -> str:
+    """The default goes by the canonical ranks, as it decides about the batches: other world sizes see the same."""
     if remainder not in (None, "drop", "pad", "keep"):
         raise UsageError(f"remainder must be 'drop', 'pad' or 'keep', was {remainder!r}")
     if drop_last and remainder in ("pad", "keep"):
         raise UsageError(f"drop_last=True contradicts remainder={remainder!r}: leave one of them out")
-    return remainder or ("drop" if drop_last else "pad" if world_size > 1 else "keep")
+    return remainder or ("drop" if drop_last else "pad" if strands > 1 else "keep")
 
 
 def epoch_order(

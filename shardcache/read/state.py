@@ -29,4 +29,6 @@ def check(state: Any, identity: Mapping[str, Any], world_size: int) -> None:
 def _advice(name: str, state: Mapping[str, Any]) -> str:
     if name == "digest":
         return "it is of another cache, or of another view of it"
+    if name == "span":
+        return "read the same columns through the same shuffle_buffer as then"
     return f"pass {name}={state.get(name)!r}"

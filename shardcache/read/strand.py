@@ -54,7 +54,7 @@ class Strand:
         self._order = Permutation(self._blocks, derive(key, _BLOCK_ORDER))
         self._reach = span + geometry.rows_per_block
         self._starts: _EvenStarts | _UnevenStarts = self._even() if geometry.is_even else self._uneven()
-        self._window = max(2 * self._reach, 2048)
+        self._window = max(self._reach, 4096)
         self._next = max(0, start - geometry.rows_per_block)  # the key at which the next window starts
         self._ready: list[Rows] = []
         self._skip = start - self._rank(self._next)

@@ -22,6 +22,7 @@ class Worker(NamedTuple):
     number: int
     workers: int
     is_process: bool
+    pool: int = 0  # a number that all workers of one iterator of a DataLoader have in common
 
 
 def ranks(rank: int | None, world_size: int | None) -> Ranks:
@@ -53,4 +54,4 @@ def _from_environment() -> tuple[int, int]:
 def worker() -> Worker:
     """The worker that this code runs in."""
     info = get_worker_info()
-    return Worker(0, 1, False) if info is None else Worker(info.id, info.num_workers, True)
+    return Worker(0, 1, False) if info is None else Worker(info.id, info.num_workers, True, info.seed - info.id)

@@ -77,7 +77,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index in range(12)
     ]
     path = tmp_path_factory.mktemp("cli") / "cache"
-    shardcache.build(samples, path, progress=False)
+    shardcache.build(samples, path, codec={"text": "none"}, progress=False)
     return path
 
 

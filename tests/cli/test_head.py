@@ -14,7 +14,7 @@ import shardcache
 from shardcache.cli import samples
 from tests.cli.conftest import Process, Run, error_of
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024
+Point = namedtuple("Point", "x y")
 
 
 @dataclasses.dataclass
@@ -34,11 +34,11 @@ def test_the_first_samples_of_the_dataset_are_shown_in_its_order(process: Proces
         "  wave:  array float32 [10]  min -1  max 1  mean 0  -1, -0.7778, -0.5556, -0.3333, -0.1111, 0.1111, ...",
         "  maybe: 0.5",
         "  boxes: []",
-        r"  data:  b'\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\x0b\x0c\r\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17'... (100 B)",
+        f"  data:  {bytes(range(24))!r}... (100 B)",
         "sample 1",
         "  image: tensor uint8 [3, 4, 5]  min 1  max 1  mean 1  1, 1, 1, 1, 1, 1, ...",
         "  label: 1",
-        r"  text:  'text 1 with [red]markup[/red] and \x1b[31mcodes\ntext 1 with [red]markup[/r'... (192 characters)",
+        r"  text:  'text 1 with [red]markup[/red] and \x1b[31mcodes\ntext 1 with [red]markup[/re'... (180 characters)",
         "  wave:  array float32 [11]  min -1  max 1  mean 0  -1, -0.8, -0.6, -0.4, -0.2, 0, ...",
         "  maybe: None",
         "  boxes: [{'at': (1, 1), 'kind': 'cat'}]",
@@ -95,7 +95,7 @@ def test_a_damaged_block_is_one_line_and_exit_code_6(run: Run, tmp_path: Path):
     shardcache.build([bytes([k]) * 100_000 for k in range(4)], tmp_path / "cache", codec="none", progress=False)
     shard = tmp_path / "cache" / "shard-00000.lmdb"
     data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[data.index(b"\2" * 1000)] ^= 1
     shard.write_bytes(data)
     result = run("head", tmp_path / "cache")
     assert result.exit_code == 6

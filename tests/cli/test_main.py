@@ -95,9 +95,9 @@ def test_a_path_without_a_cache_is_one_line_and_exit_code_5(run: Run, tmp_path: 
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "info", "nothing"], ["info", "nothing", "--debug"]])
-def test_debug_shows_the_traceback_wherever_it_stands(process: Process, tmp_path: Path, arguments: list[str]):
-    done = process(*arguments, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (5, "")
+def test_debug_shows_the_traceback_wherever_it_stands(run: Run, arguments: list[str]):
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout) == (5, "")
     assert done.stderr.startswith("Traceback")
     assert "CacheNotFoundError" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")

@@ -1,0 +1,86 @@
+"""Datasets that are built in other processes too, so they lie in a module of their own."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Made:
+    """``size`` samples, each made by a function of its index; counts how often each was read."""
+
+    def __init__(self, size: int, make: Callable[[int], Any]) -> None:
+        self.size, self.make = size, make
+        self.reads: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        self.reads[index] = self.reads.get(index, 0) + 1
+        return self.make(index)
+
+
+def mixed(index: int) -> dict[str, Any]:
+    draw = np.random.default_rng(index)
+    return {
+        "image": draw.integers(0, 9, (8, 8, 3), np.uint8),
+        "label": index % 10,
+        "text": f"sample {index} " * (index % 5),
+        "boxes": draw.random((index % 4, 4), np.float32),
+        "extra": None if index % 3 else {"id": index, "tags": ["a"] * (index % 3)},
+    }
+
+
+def factory(size: int = 400) -> Made:
+    return Made(size, mixed)
+
+
+class Traced:
+    """Writes down each index that is read, whichever process reads it; may be slow, or kill its process."""
+
+    def __init__(self, size: int, log: str, *, delay: float = 0.0, deadly: int = -1, flag: str = "", code: int = 0) -> None:
+        self.size, self.log, self.delay, self.deadly, self.flag, self.code = size, Path(log), delay, deadly, flag, code
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        with self.log.open("a") as file:
+            file.write(f"{index} {os.getpid()}\n")
+        if index == self.deadly and (not self.flag or not Path(self.flag).exists()):
+            if self.flag:
+                Path(self.flag).touch()
+            if os.environ.get("SHARDCACHE_TEST_PARENT") != str(os.getpid()):
+                self._end()
+        time.sleep(self.delay)
+        return np.full(200, index, np.int64), f"text {index}"
+
+    def _end(self) -> None:
+        if self.code:
+            os._exit(self.code)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def traced(**options: Any) -> Traced:
+    return Traced(**options)
+
+
+class OtherLength(Made):
+    """Says another length in any process but the first."""
+
+    def __len__(self) -> int:
+        return self.size if os.environ.get("SHARDCACHE_TEST_PARENT") == str(os.getpid()) else self.size + 1
+
+
+class NoFork(Made):
+    """Cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("this dataset holds a database connection")
