@@ -5,11 +5,15 @@ import io
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
 
 from shardcache.format import dtypes
+
+# Making such tensors warns, once a process.
+QUIET = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental", "ignore:torch.quantize_per_tensor")
 
 # Every dtype of a plain CPU tensor in this PyTorch that has whole bytes.
 TENSOR_DTYPES = [getattr(torch, name) for name in dtypes.TENSOR_ITEM_BYTES if hasattr(torch, name)]

@@ -175,13 +175,13 @@ def test_a_flipped_bit_in_a_value_costs_that_column_of_that_block_only(cache: Pa
 
 
 def test_every_damaged_value_of_every_shard_is_reported(cache: Path):
-    damaged = [(0, 0, "image"), (0, 1, "name"), (1, 0, "label"), (3, 0, "image"), (3, 0, "name")]
-    for at, local, column in damaged:
-        offset, size = places_of(shard_path(cache, at))[block.value_key(local, COLUMNS[column])]
+    damaged = [(0, 0), (0, 2), (1, 1), (3, 0), (3, 1)]
+    for at, local in damaged:
+        offset, size = places_of(shard_path(cache, at))[block.value_key(local, COLUMNS["image"])]
         flip(shard_path(cache, at), offset + size - 1, bit=7)
     report = check(cache)
-    found = [(int(problem.file[6:11]), problem.block, problem.column) for problem in report.problems]
-    assert found == damaged
+    assert [(int(problem.file[6:11]), problem.block) for problem in report.problems] == damaged
+    assert {problem.column for problem in report.problems} == {"image"}
     assert report.source_indices().tolist() == unreadable(cache)
 
 
@@ -216,8 +216,9 @@ def make_a_link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
-def damage_the_index(path: Path) -> None:
-    offset, size = places_of(path)[spec.INDEX_KEY]
+def damage_a_small_value(path: Path) -> None:
+    """It lies among the nodes of LMDB's tree."""
+    offset, size = places_of(path)[block.value_key(1, COLUMNS["label"])]
     flip(path, offset + size - 1)
 
 
@@ -231,7 +232,7 @@ def damage_the_index(path: Path) -> None:
         (damage_the_tree, "DamagedShardError", "shard 00002"),
         (make_a_folder, "DamagedShardError", "must be a regular file, is a directory"),
         (make_a_link, "DamagedShardError", "must be a regular file, is a symbolic link"),
-        (damage_the_index, "DamagedBlockError", "shard 00002, its index: stored checksum"),
+        (damage_a_small_value, "DamagedShardError", "the digest of its structure must be"),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )
@@ -239,7 +240,7 @@ def test_a_shard_that_cannot_be_opened_costs_its_rows_and_the_others_are_checked
     cache: Path, fault: Callable[[Path], None], kind: str, text: str
 ):
     fault(shard_path(cache, 2))
-    offset, _ = places_of(shard_path(cache, 3))[block.value_key(0, COLUMNS["name"])]
+    offset, _ = places_of(shard_path(cache, 3))[block.value_key(0, COLUMNS["image"])]
     flip(shard_path(cache, 3), offset)
     report = check(cache)
     first, second = report.problems
@@ -249,7 +250,7 @@ def test_a_shard_that_cannot_be_opened_costs_its_rows_and_the_others_are_checked
     assert first.rows == range(2 * rows, 3 * rows)
     assert "samples lost: rows" in first.consequence
     assert re.search(text, first.what)
-    assert (second.file, second.column) == ("shard-00003.lmdb", "name")
+    assert (second.file, second.column) == ("shard-00003.lmdb", "image")
     assert report.source_indices().tolist() == unreadable(cache)
 
 
@@ -304,6 +305,16 @@ def test_values_that_nothing_asks_for_are_reported(cache: Path, key: bytes):
     problem = the_problem(cache)
     assert f"1 values that no block refers to, the first with key {key.hex()}" in problem.what
     assert problem.consequence == "no sample is affected"
+
+
+def test_a_damaged_index_costs_the_shard(cache: Path):
+    def damage(values: dict[bytes, bytes]) -> None:
+        values[spec.INDEX_KEY] = values[spec.INDEX_KEY][:-1] + b"?"
+
+    rewrite(cache, 1, damage)
+    problem = the_problem(cache)
+    assert problem.what.startswith("shard 00001, its index: stored checksum")
+    assert set(problem.source_indices) == set(unreadable(cache))
 
 
 def test_an_index_of_the_wrong_length_is_refused(cache: Path):

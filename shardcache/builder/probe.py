@@ -174,7 +174,7 @@ def rows_per_block(samples: int, row_bytes: float, block_bytes: int | None) -> i
     """Blocks of 128 KiB; smaller ones in a small cache, so that it has 2,048 blocks to shuffle."""
     if block_bytes is None:
         block_bytes = min(spec.BLOCK_BYTES, max(spec.MIN_BLOCK_BYTES, int(samples * row_bytes / spec.MIN_BLOCKS)))
-    return max(1, min(int(block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, samples))
+    return max(1, min(round(block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, samples))
 
 
 def blocks_per_shard(samples: int, per_block: int, row_bytes: float) -> int:

@@ -16,7 +16,7 @@ import filelock
 import msgspec
 
 from shardcache.builder.shards import ShardRecord
-from shardcache.errors import BuildInProgressError, BuildMismatchError, CacheExistsError, StorageError
+from shardcache.errors import BuildInProgressError, BuildMismatchError, CacheExistsError, ShardCacheError, StorageError
 from shardcache.format import manifest, spec
 from shardcache.format.manifest import ColumnTotals, Manifest
 
@@ -30,7 +30,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Every refusal of the file system as a :class:`StorageError` that names the path."""
     try:
         yield
-    except StorageError:
+    except ShardCacheError:
         raise
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)

@@ -54,11 +54,7 @@ class _CommandLine(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                returned = super().invoke(ctx)
-            sys.stdout.flush()
-            return returned
+            return self._invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
@@ -71,6 +67,18 @@ class _CommandLine(click.Group):
                 raise _Failed(str(error), error.exit_code) from error
             hint = "" if is_debugged(ctx) else " (unexpected; --debug shows where)"
             raise _Failed(f"{type(error).__name__}: {error}{hint}", 1) from error
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it printed has left this process when it is done."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                returned = super().invoke(ctx)
+            except click.exceptions.Exit:
+                sys.stdout.flush()
+                raise
+        sys.stdout.flush()
+        return returned
 
 
 def _with_hint(error: click.ClickException) -> str:

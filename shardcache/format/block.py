@@ -50,7 +50,9 @@ def seal(body: bytes, level: int | None, place: Place) -> bytearray:
         raise BuildError(f"{place}: {len(body)} bytes, the format holds at most {spec.MAX_BODY_BYTES} in one value")
     codec, stored = compression.NONE, body
     if level is not None and body:
-        codec, stored = compression.ZSTD, compression.compress(body, level)
+        compressed = compression.compress(body, level)
+        if len(compressed) < len(body):
+            codec, stored = compression.ZSTD, compressed
     value = bytearray(PREFIX_BYTES + len(stored))
     value[PREFIX_BYTES:] = stored
     _PREFIX.pack_into(value, 0, 0, len(body).to_bytes(6, "little"), codec, 0)

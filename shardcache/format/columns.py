@@ -221,7 +221,7 @@ class BlockRows:
         """
         try:
             return self._value(row)
-        except (ShardCacheError, MemoryError):
+        except (ShardCacheError, MemoryError, Warning):
             raise
         except Exception as error:  # what torch, NumPy and Pillow say to numbers that make no sense
             raise ValueError(str(error)) from None

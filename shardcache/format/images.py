@@ -35,7 +35,7 @@ def decode_image(data: Any) -> Any:
         image = Image.frombytes(mode, (width, height), pixels) if pixels else Image.new(mode, (width, height))
         if palette is not None:
             image.putpalette(palette[1], palette[0])
-    except MemoryError:
+    except (MemoryError, Warning):
         raise
     except Exception as error:  # Pillow raises whatever comes
         raise ValueError(f"not an image: {error}") from None

@@ -78,7 +78,7 @@ def decoder(types: Sequence[type] = ()) -> Decoder:
     def decode(data: Any) -> Any:
         try:
             return msgspec.msgpack.decode(data, ext_hook=unwrap)
-        except (MissingExtraError, MemoryError):
+        except (MissingExtraError, MemoryError, Warning):
             raise
         except Exception as error:  # what torch, NumPy and Pillow say to numbers that make no sense
             raise ValueError(f"not a nested value: {error}") from None

@@ -46,8 +46,11 @@ class Pad:
         """Pad tensors or arrays of one dtype and number of dimensions."""
         tensors = [as_tensor(value) for value in values]
         if any(tensor is None for tensor in tensors) or len({(t.dtype, t.dim()) for t in tensors if t is not None}) > 1:
-            kinds = sorted({type(value).__name__ for value in values})
-            raise StructureError(f"column {name!r} cannot be padded: it holds {', '.join(kinds)} of different kinds")
+            kinds = sorted({_kind(value) for value in values})
+            raise StructureError(
+                f"column {name!r} cannot be padded: it holds {' and '.join(kinds)}; tensors or arrays of one dtype and "
+                "number of dimensions can be"
+            )
         rows = [tensor for tensor in tensors if tensor is not None]
         shapes = np.array([tuple(row.shape) for row in rows], np.int64).reshape(len(rows), -1)
         largest = shapes.max(axis=0)
@@ -59,32 +62,37 @@ class Pad:
         return Padded(data, lengths[:, 0] if lengths.shape[1] == 1 else lengths)
 
 
+def _kind(value: Any) -> str:
+    tensor = as_tensor(value)
+    return type(value).__name__ if tensor is None else f"{tensor.dim()}-dimensional {str(tensor.dtype)[6:]}"
+
+
 Policy = str | Pad
-POLICIES = "'list', 'pad' or Pad(value, multiple_of=...)"
+_WHAT = "'list', 'pad' or Pad(value, multiple_of=...)"
 
 
-def collate_policies(collate: Policy | Mapping[str, Policy] | None, fields: Sequence[Field]) -> dict[str, Pad | None]:
-    """Collate policies by field name: None for a list, a :class:`Pad` for padding."""
-    named: Mapping[Any, Any]
-    if collate is None or isinstance(collate, (str, Pad)):
-        ragged = [field.name for field in fields if field.batch == RAGGED]
-        named = {} if collate is None else dict.fromkeys(ragged, collate)
-        _policy(collate)
-    elif isinstance(collate, Mapping):
-        named = {str(name): policy for name, policy in collate.items()}
-    else:
-        raise UsageError(f"collate must be {POLICIES}, or a dict of these by column, was {collate!r}")
-    return {name: _policy(policy) for name, policy in named.items()}
+class Policies:
+    """What the user wants of columns: by name, and of those whose shape may vary."""
 
+    def __init__(self, collate: Policy | Mapping[Any, Policy] | None) -> None:
+        self.named: dict[str, str | Pad] = {}
+        self._default: str | Pad = "stack"
+        if isinstance(collate, Mapping):
+            self.named = {str(name): self._checked(policy) for name, policy in collate.items()}
+        elif collate is not None:
+            self._default = self._checked(collate)
 
-def _policy(policy: Any) -> Pad | None:
-    if policy in (None, "list"):
-        return None
-    if policy == "pad":
-        return Pad()
-    if isinstance(policy, Pad):
-        return policy
-    raise UsageError(f"collate must be {POLICIES}, was {policy!r}")
+    @staticmethod
+    def _checked(policy: Any) -> str | Pad:
+        if policy == "pad":
+            return Pad()
+        if policy == "list" or isinstance(policy, Pad):
+            return policy  # type: ignore[no-any-return]
+        raise UsageError(f"collate must be {_WHAT}, or a dict of these by column, was {policy!r}")
+
+    def of(self, name: str, *, varies: bool) -> str | Pad:
+        """``"list"``, a :class:`Pad`, or ``"stack"`` where nothing was said of such a column."""
+        return self.named.get(name, self._default if varies else "stack")
 
 
 def as_tensor(value: Any) -> torch.Tensor | None:
@@ -112,32 +120,34 @@ def native(field: Field, out: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def list_column(field: Field, values: list[Any], policies: Mapping[str, Pad | None]) -> Any:
+def list_column(field: Field, values: list[Any], policies: Policies) -> Any:
     """The batch of a field that is no tensor: padded where that was asked for, else a list."""
-    pad = policies.get(field.name)
-    if pad is not None:
-        return pad(field.name, values)
+    policy = policies.of(field.name, varies=field.batch == RAGGED)
+    if isinstance(policy, Pad):
+        return policy(field.name, values)
     return [as_tensor(value) for value in values] if field.batch == RAGGED else values
 
 
-def collate_values(name: str, values: Sequence[Any], policies: Mapping[str, Pad | None]) -> Any:
+def collate_values(name: str, values: Sequence[Any], policies: Policies) -> Any:
     """A column of a batch from values that a transform returned.
 
     Values that could be stacked but for their shapes are an error, not a list: what a batch holds must not depend on
     which samples are in it.
     """
-    first = values[0]
-    if name in policies:
-        pad = policies[name]
-        return list(values) if pad is None else pad(name, values)
-    cls = type(first)
+    first, cls = values[0], type(values[0])
+    tensors = [as_tensor(value) for value in values]
+    are_tensors = all(tensor is not None for tensor in tensors)
+    policy = policies.of(name, varies=are_tensors and any(value.ndim for value in values))
+    if isinstance(policy, Pad):
+        return policy(name, values)
+    if policy == "list":
+        return list(values)
     if all(type(value) is cls for value in values):
         if cls in (int, float, bool):
             return torch.tensor(values, dtype={int: torch.int64, float: torch.float64, bool: torch.bool}[cls])
         if isinstance(first, np.generic) and first.dtype.kind in "biufc":
             return torch.from_numpy(np.array(values))
-        tensors = [as_tensor(value) for value in values]
-        if all(tensor is not None for tensor in tensors):
+        if are_tensors:
             return _stack(name, [tensor for tensor in tensors if tensor is not None])
     return list(values)
 
@@ -153,7 +163,7 @@ def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(tensors)
 
 
-def collate_samples(values: Sequence[Any], policies: Mapping[str, Pad | None], name: str = "") -> Any:
+def collate_samples(values: Sequence[Any], policies: Policies, name: str = "") -> Any:
     """Samples of one structure -> a batch of that structure."""
     first, cls = values[0], type(values[0])
     if not all(type(value) is cls for value in values):

@@ -16,7 +16,7 @@ from shardcache.format.permutation import Integers
 from shardcache.read import cache as caches
 from shardcache.read import settings, topology
 from shardcache.read.cache import Cache
-from shardcache.read.collate import Pad, collate_policies
+from shardcache.read.collate import Pad, Policies
 from shardcache.read.epochs import Epochs
 from shardcache.read.fields import RAGGED, Field
 from shardcache.read.iteration import Iteration, check_accelerate, check_caller
@@ -111,7 +111,7 @@ class CachedDataset(IterableDataset[Any]):
             fields=fields,
             seed=seed,
             batch_size=self._shape.batch_size,
-            policies=collate_policies(collate, fields),
+            policies=Policies(collate),
             transform=whole,
             column_transforms=by_column,
             batch_transform=None if batch_transform is None else Transform(batch_transform, "batch_transform"),
@@ -310,7 +310,7 @@ def _check(recipe: Recipe) -> None:
     known = {field.name for field in recipe.fields}
     named = [("transform", name) for name in recipe.column_transforms]
     if recipe.transform is None:
-        named += [("collate", name) for name in recipe.policies]
+        named += [("collate", name) for name in recipe.policies.named]
     for what, name in named:
         if name not in known:
             raise UsageError(

@@ -26,10 +26,16 @@ class _Begun:
     step: int
 
 
-def _counted(batches: Iterator[Any], begun: _Begun) -> Iterator[Any]:
-    for batch in batches:
-        begun.step += 1
-        yield batch
+class _Counted(Iterator[Any]):
+    """Counts the batches of an iteration. No generator: one that raised is finished, and would end the epoch early."""
+
+    def __init__(self, batches: Iterator[Any], begun: _Begun) -> None:
+        self._batches, self._begun = batches, begun
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._begun.step += 1
+        return batch
 
 
 class Loader(DataLoader[Any]):
@@ -66,7 +72,7 @@ class Loader(DataLoader[Any]):
             return self._after_the_end(epoch)
         with self.dataset.announced() as position:
             begun = self._begun = _Begun(*position)
-            return _counted(super().__iter__(), begun)
+            return _Counted(super().__iter__(), begun)
 
     def _after_the_end(self, epoch: int) -> Iterator[Any]:
         """Resumed where an epoch has ended nothing is left, unless the next one was set: Lightning does so only now."""

@@ -61,7 +61,7 @@ class _Ring:
 
     def __init__(self, name: bytes, pid: int, memory: mmap.mmap) -> None:
         self.name, self.memory = name, memory
-        self.home = os.getpid()  # a forked child inherits this object, and must not free anything through it
+        self.home = os.getpid()  # a child that is forked while another thread receives inherits loans without a guard
         self.live: set[_Loan] = set()
         workers = [process for process in multiprocessing.active_children() if process.pid == pid]
         self.worker: weakref.ref[BaseProcess] | None = weakref.ref(workers[0]) if workers else None

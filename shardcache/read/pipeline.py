@@ -14,8 +14,8 @@ from shardcache.format.schema import ABSENT
 from shardcache.read import collate, transforms
 from shardcache.read.arena import Arena
 from shardcache.read.cache import Cache
-from shardcache.read.collate import Meta, Pad
-from shardcache.read.fields import LIST, TENSOR, Assembler, Field
+from shardcache.read.collate import Meta, Policies
+from shardcache.read.fields import LIST, RAGGED, TENSOR, Assembler, Field
 from shardcache.read.plan import PlanReader
 from shardcache.read.strand import Rows
 from shardcache.read.transforms import Transform
@@ -32,7 +32,7 @@ class Recipe:
     fields: tuple[Field, ...]
     seed: int
     batch_size: int | None
-    policies: Mapping[str, Pad | None]
+    policies: Policies
     transform: Transform | None
     column_transforms: Mapping[str, Transform]
     batch_transform: Transform | None
@@ -68,6 +68,8 @@ class Pipeline:
         """A field whose values are needed one by one is not gathered to a tensor."""
         if self._recipe.makes_samples or field.name in self._recipe.column_transforms:
             return dataclasses.replace(field, batch=LIST)
+        if field.batch == TENSOR and self._recipe.policies.of(field.name, varies=False) != "stack":
+            return dataclasses.replace(field, batch=RAGGED if field.type in ("tensor", "array") else LIST)
         return field
 
     def run(self, steps: Iterable[int]) -> Iterator[Any]:

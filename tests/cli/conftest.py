@@ -72,12 +72,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "wave": np.linspace(-1, 1, 10 + index, dtype=np.float32),
             "maybe": None if index % 3 else 0.5,
             "boxes": [{"at": (index, 1), "kind": "cat"}] * (index % 3),
-            "data": bytes(range(100)),
+            "data": bytes([index]) + bytes(range(250)) * 20,
         }
         for index in range(12)
     ]
     path = tmp_path_factory.mktemp("cli") / "cache"
-    shardcache.build(samples, path, codec={"text": "none"}, progress=False)
+    shardcache.build(samples, path, codec={"data": "none"}, progress=False)
     return path
 
 

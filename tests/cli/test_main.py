@@ -1,9 +1,11 @@
 """What all commands have in common: help, errors, exit codes, output that is piped."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -170,10 +172,9 @@ def test_a_warning_of_ours_is_one_line_and_another_keeps_its_place(run: Run, com
 
 def test_a_reader_that_has_had_enough_is_no_error(cache: Path):
     script = f'{sys.executable} -m shardcache "$@" | exec 3<&0 0<&-; echo ${{PIPESTATUS[0]}}'
-    for arguments in (["head", cache, "-n", "12"], ["info", cache, "--json"]):
-        command = ["bash", "-c", script, "-", *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert (done.stdout, done.stderr) in [("141\n", ""), ("0\n", "")]
+    command = ["bash", "-c", script, "-", "head", str(cache), "-n", "12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) in [("141\n", ""), ("0\n", "")]
 
 
 def test_ctrl_c_ends_a_running_build_without_a_traceback(folder: Path):
@@ -187,12 +188,14 @@ def test_ctrl_c_ends_a_running_build_without_a_traceback(folder: Path):
         "        return index\n"
     )
     command = [sys.executable, "-m", "shardcache", "build", "slow.py:Slow", "--out", "out"]
-    with subprocess.Popen(command, env={"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    ) as child:
         try:
             for _ in range(600):
                 if (folder / "started").exists() or child.poll() is not None:
                     break
-                signal.sigtimedwait([], 0.1)
+                time.sleep(0.1)
             child.send_signal(signal.SIGINT)
             _, stderr = child.communicate(timeout=60)
         finally:

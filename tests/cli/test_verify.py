@@ -1,22 +1,26 @@
 """shardcache verify."""
 
+import contextlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import shardcache
-from tests.cli.conftest import Process, Run, error_of
+from tests.cli.conftest import ROOT, Process, Run, error_of
 
 
 @pytest.fixture
 def damaged(cache: Path, tmp_path: Path) -> Path:
-    """A cache with one flipped bit in a value."""
+    """A cache with one flipped bit in a value, in one that is large enough to lie outside of LMDB's tree."""
     copy = Path(shutil.copytree(cache, tmp_path / "damaged"))
     shard = copy / "shard-00000.lmdb"
     data = bytearray(shard.read_bytes())
-    data[data.index(b"text 3 with")] ^= 4
+    data[data.index(bytes(range(200)) + bytes([200]))] ^= 4
     shard.write_bytes(data)
     return copy
 
@@ -28,14 +32,32 @@ def test_a_sound_cache_is_one_line_and_exit_code_0(process: Process, cache: Path
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_in_a_terminal_progress_is_shown_beside_the_result(cache: Path):
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "shardcache", "verify", str(cache)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    shown = b""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=end, text=True) as child:
+        os.close(end)
+        with contextlib.suppress(OSError):  # what Linux says at the end
+            while chunk := os.read(terminal, 1 << 16):
+                shown += chunk
+        stdout, _ = child.communicate(timeout=60)
+    os.close(terminal)
+    assert b"verifying" in shown
+    assert b"12/12" in shown
+    assert stdout.startswith(f"{cache}: all is as it was written")
+
+
 def test_damage_is_listed_with_its_consequence_and_exit_code_6(process: Process, damaged: Path):
     done = process("verify", damaged)
     assert (done.returncode, done.stderr) == (6, "")
     first, second, last = done.stdout.splitlines()
     assert first.startswith("shard-00000.lmdb: shard 00000, block ")
-    assert "column 'text': stored checksum" in first
+    assert "column 'data': stored checksum" in first
     assert second.startswith("    ")
-    assert "column 'text' lost: row" in second
+    assert "column 'data' lost: row" in second
     assert last.startswith(f"{damaged}: damaged: 1 problem in 1 file; ")
     assert last.endswith("of 12 samples lost in whole or in part")
 
@@ -47,7 +69,7 @@ def test_json_says_the_same_as_values(run: Run, damaged: Path, options: list[str
     report = json.loads(result.stdout)
     assert report["ok"] is False
     (problem,) = report["problems"]
-    assert (problem["file"], problem["column"], problem["kind"]) == ("shard-00000.lmdb", "text", "DamagedBlockError")
+    assert (problem["file"], problem["column"], problem["kind"]) == ("shard-00000.lmdb", "data", "DamagedBlockError")
     start, stop = problem["rows"]
     assert report["samples_lost"] == stop - start == len(problem["source_indices"])
 

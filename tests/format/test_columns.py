@@ -15,6 +15,7 @@ from shardcache.format.schema import ABSENT, Column
 from tests import strategies
 from tests.exact import exact
 
+pytestmark = strategies.QUIET
 DECODE = nested.decoder()
 
 

@@ -18,6 +18,7 @@ from shardcache.format.nested import Refused, decoder, encode
 from tests import strategies
 from tests.exact import exact
 
+pytestmark = strategies.QUIET
 decode = decoder()
 
 
@@ -40,11 +41,6 @@ class Box:
 class Late:
     value: Any
     computed: Any = dataclasses.field(init=False)
-
-
-@pytest.fixture(autouse=True)
-def quietly_quantized(recwarn):
-    """Making quantized tensors warns since torch 2.13."""
 
 
 @given(strategies.nested())

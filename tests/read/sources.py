@@ -290,6 +290,16 @@ def load(dataset: IterableDataset[Any], workers: int = 0, **options: Any) -> Dat
     return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
 
 
+def exhaust(loader: DataLoader[Any]) -> None:
+    """Iterate to the end; after an error end the workers at once, for which torch would wait seconds."""
+    batches = iter(loader)
+    try:
+        for _ in batches:
+            pass
+    finally:
+        getattr(batches, "_shutdown_workers", int)()
+
+
 def numbers(batches: Any) -> list[list[int]]:
     """The contents of batches of :class:`Numbers`, each seen to be whole."""
     found = []

@@ -21,6 +21,7 @@ from tests.read.sources import (
     assert_batch,
     assert_epoch,
     assert_same,
+    exhaust,
     load,
     numbers,
 )
@@ -336,7 +337,7 @@ class TestDamage:
     ) -> None:
         cache = self.damaged(plain, tmp_path, 1, 2)
         with pytest.raises(DamagedBlockError, match=r"shard 0+, block 1, column '1'"):
-            numbers(load(dataset(cache), workers))
+            exhaust(load(dataset(cache), workers))
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_of_a_column_that_was_not_asked_for_is_never_noticed(
@@ -346,22 +347,24 @@ class TestDamage:
         found = [index for (batch,) in load(dataset(cache, columns=[0]), workers) for index in batch.tolist()]
         assert sorted(found) == list(range(3000))
 
+    @pytest.mark.parametrize("workers", [0, 1])
     def test_a_consumer_that_goes_on_after_an_error_gets_it_again_and_never_a_shorter_epoch(
-        self, plain: Cache, tmp_path: Path
+        self, plain: Cache, tmp_path: Path, workers: int
     ) -> None:
-        batches = iter(dataset(self.damaged(plain, tmp_path, 1, 2)))
-        outcomes = [outcome(batches) for _ in range(300)]
-        assert outcomes == sorted(outcomes)
-        assert outcomes.count("16") < 100
-        assert outcomes[-1] == "error"
+        data = dataset(self.damaged(plain, tmp_path, 20, 2), order="stored")
+        for batches in (iter(data), iter(load(data, workers)), iter(data.loader(workers))):
+            outcomes = [outcome(batches) for _ in range(200)]
+            assert outcomes == sorted(outcomes)
+            assert outcomes.count("16") < 150
+            assert outcomes[-1] == "error"
 
-    def test_other_workers_go_on_and_the_damaged_one_repeats_its_error(self, plain: Cache, tmp_path: Path) -> None:
-        batches = iter(load(dataset(self.damaged(plain, tmp_path, 1, 2), batch_size=10), 2))
+    def test_other_workers_go_on_until_they_need_what_is_damaged(self, plain: Cache, tmp_path: Path) -> None:
+        batches = iter(load(dataset(self.damaged(plain, tmp_path, 1, 2), batch_size=10), 8))
         outcomes = [outcome(batches) for _ in range(280)]
-        for worker in (0, 1):
-            assert outcomes[worker::2] == sorted(outcomes[worker::2])
-        assert "10" in outcomes[outcomes.index("error") :]
-        assert outcomes.count("10") < 300
+        for worker in range(8):
+            assert outcomes[worker::8] == sorted(outcomes[worker::8])
+        assert len({tuple(outcomes[worker::8]) for worker in range(8)}) > 1
+        batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def outcome(batches: Any) -> str:

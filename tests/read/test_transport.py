@@ -379,6 +379,8 @@ def test_tensors_that_are_more_than_their_bytes_arrive_too() -> None:
         assert got["gradient"].requires_grad
         assert type(got["parameter"]) is torch.nn.Parameter
         assert got["sparse"].is_sparse
+        assert got["shared"].is_shared()
+        assert got["large and shared"].is_shared()
         for key in expected.keys() - {"batch"}:
             parts = [(got[key], expected[key])]
             if key == "nested":

@@ -1,0 +1,112 @@
+"""Which codec a column gets; and what a build shows of itself."""
+
+import io
+import os
+import pty
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import shardcache
+from tests.builder.sources import Made, factory
+from tests.exact import exact
+
+
+def build(dataset: Any, path: Path, **options: Any) -> Any:
+    return shardcache.build(dataset, path, **{"progress": False, **options})
+
+
+def encoded(kind: str, index: int) -> bytes:
+    file = io.BytesIO()
+    noise = np.random.default_rng(index).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(file, kind)
+    return file.getvalue()
+
+
+def test_auto_stores_what_is_compressed_already_as_it_is_and_compresses_the_rest(tmp_path):
+    dataset = Made(
+        100,
+        lambda i: {
+            "jpeg": encoded("jpeg", i),
+            "png": np.frombuffer(encoded("png", i), np.uint8),
+            "gzip": zlib.compress(np.random.default_rng(i).bytes(2000)),
+            "noise": np.random.default_rng(i).random(500),
+            "text": f"the quick brown fox jumps over the lazy dog {i}; " * 30,
+            "label": i % 10,
+            "tokens": np.arange(i, i + 300),
+            "nothing": None,
+        },
+    )
+    cache = build(dataset, tmp_path / "c")
+    codecs = {field.name: field.codec for field in cache.schema}
+    assert {name: codecs[name] for name in ("jpeg", "png", "gzip", "noise")} == dict.fromkeys(
+        ("jpeg", "png", "gzip", "noise"), "none"
+    )
+    assert codecs["tokens"].startswith("zstd:")
+    text = cache.schema["text"]
+    assert text.codec.startswith("zstd:")
+    assert text.stored_bytes < text.raw_bytes / 4
+    assert "ratio" in text.why
+    assert cache.schema["jpeg"].why == "does not compress"
+    assert [exact(sample) for sample in cache] == [exact(dataset[i]) for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "stored"),
+    [("none", "none"), ("zstd", "zstd:3"), ("zstd:1", "zstd:1"), ("zstd:-50", "zstd:-50"), ("zstd:22", "zstd:22")],
+)
+def test_a_codec_that_was_asked_for_is_used_for_every_column(codec, stored, tmp_path):
+    dataset = factory(80)
+    cache = build(dataset, tmp_path / "c", codec=codec)
+    assert {field.codec for field in cache.schema} == {stored}
+    assert [exact(sample) for sample in cache] == [exact(dataset[i]) for i in range(80)]
+    if codec == "none":
+        assert all(field.stored_bytes >= field.raw_bytes for field in cache.schema)
+
+
+def test_codecs_by_column_leave_the_others_to_auto(tmp_path):
+    cache = build(factory(80), tmp_path / "c", codec={"image": "none", "extra": "zstd:-3", "text": "auto"})
+    assert cache.schema["image"].codec == "none"
+    assert cache.schema["extra"].codec == "zstd:-3"
+    assert cache.schema["text"].codec.startswith("zstd:")
+    cache = build([(1, "a" * 1000)] * 50, tmp_path / "d", codec={0: "zstd:7", "1": "none"})
+    assert [field.codec for field in cache.schema] == ["zstd:7", "none"]
+
+
+def test_the_choice_does_not_depend_on_the_clock(tmp_path, monkeypatch):
+    for name in ("time", "perf_counter", "monotonic"):
+        monkeypatch.setattr(f"time.{name}", lambda: 1e9)
+    build(factory(80), tmp_path / "a")
+    monkeypatch.undo()
+    build(factory(80), tmp_path / "b")
+    assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
+
+
+def test_a_build_that_is_not_in_a_terminal_says_nothing(tmp_path, capfd):
+    shardcache.build(factory(80), tmp_path / "a")
+    shardcache.build(factory(80), tmp_path / "b", num_workers=1)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False)])
+def test_a_terminal_is_shown_how_far_the_build_is_unless_it_is_not_wanted(progress, shown, tmp_path, monkeypatch):
+    screen, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        shardcache.build(factory(300), tmp_path / "c", progress=progress, block_bytes=3000)
+        monkeypatch.undo()
+        terminal.write("END")
+        terminal.flush()
+        seen = b""
+        while b"END" not in seen:
+            seen += os.read(screen, 1 << 16)
+    os.close(screen)
+    for word in (b"300/300", b"samples/s", b"MB/s", b"ratio"):
+        assert (word in seen) == shown

@@ -1,0 +1,234 @@
+"""A build that is interrupted anywhere leaves nothing, or what the same call continues to the same bytes."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shardcache
+from shardcache import BuildInProgressError, BuildMismatchError, StorageError, UnsupportedTypeError
+from shardcache.builder.shards import source_indices
+from shardcache.format import spec
+from tests.builder.conftest import digests
+from tests.builder.sources import Made, Traced, mixed
+from tests.format.test_shard import small_disk
+
+ROOT = Path(__file__).parents[2]
+SIZE = 500
+
+pytestmark = pytest.mark.usefixtures("many_shards")
+
+
+def build(dataset: Any, path: Path, **options: Any) -> Any:
+    return shardcache.build(dataset, path, **{"block_bytes": 20_000, "progress": False, **options})
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+BUILD = """
+import sys, shardcache
+from shardcache.format import spec
+from tests.builder.sources import Traced
+spec.MIN_SHARD_BYTES, spec.MIN_SHARDS = 4000, 8
+shardcache.build(Traced(500, sys.argv[2], delay=0.004), sys.argv[1], block_bytes=20_000, num_workers=int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_build_that_was_killed_is_continued_and_what_was_done_is_not_done_again(num_workers, tmp_path):
+    target, partial, log = tmp_path / "c", tmp_path / "c.partial", tmp_path / "log"
+    command = [sys.executable, "-c", BUILD, str(target), str(tmp_path / "first log"), str(num_workers)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        wait_for(lambda: len(list(partial.glob("shard-*.json"))) >= 3)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not target.exists()
+    records = [json.loads(file.read_bytes()) for file in partial.glob("shard-*.json")]
+    assert len(records) < 20
+
+    def lock_is_free() -> bool:  # an orphaned worker holds it as long as it lives
+        try:
+            build(Traced(SIZE, str(log)), target, num_workers=num_workers)
+        except BuildInProgressError:
+            return False
+        return True
+
+    wait_for(lock_is_free, 20)
+    read = [int(line.split()[0]) for line in log.read_text().splitlines()]
+    manifest = shardcache.open(target).manifest
+    done = {
+        index
+        for record in records
+        for block in range(manifest.shard_blocks(record["number"]))
+        for index in source_indices(manifest, record["number"] * manifest.blocks_per_shard + block)
+    }
+    assert len(done) > 3
+    assert set(read) >= set(range(SIZE)) - done
+    assert len(done & set(read)) <= 63  # the probe decides about the plan again
+    build(Traced(SIZE, str(log)), tmp_path / "undisturbed")
+    assert digests(target) == digests(tmp_path / "undisturbed")
+
+
+def test_a_build_that_ends_at_any_step_on_the_disk_is_continued_to_the_same_bytes(tmp_path):
+    dataset = [np.full(50, index) for index in range(60)]
+    build(dataset, tmp_path / "undisturbed")
+    expected = digests(tmp_path / "undisturbed")
+    assert len(expected) >= 3
+    step, finished = 0, False
+    while not finished:
+        target = tmp_path / f"c{step}"
+        finished = _build_until(step, dataset, target)
+        assert not target.exists() or digests(target).items() >= expected.items()  # at once, or not at all
+        build(dataset, target, if_exists="open")
+        assert {name: digest for name, digest in digests(target).items() if name != "lock"} == expected
+        assert not target.with_name(f"c{step}.partial").exists()
+        step += 1
+    assert step > 20
+
+
+def _build_until(step: int, dataset: Any, target: Path) -> bool:
+    """Build in a process that ends without a word before its step number ``step`` that changes the directory."""
+    process = os.fork()
+    if not process:
+        left = step
+
+        def count(event: str, args: Any) -> None:
+            nonlocal left
+            if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "lmdb.open") or (
+                event == "open" and str(args[0]).startswith(str(target)) and args[2] & os.O_CREAT
+            ):
+                left -= 1
+                if left < 0:
+                    os._exit(9)
+
+        sys.addaudithook(count)
+        build(dataset, target)
+        os._exit(0)
+    return os.waitpid(process, 0)[1] == 0
+
+
+def interrupted(path: Path) -> None:
+    """A build that got far enough to be worth continuing."""
+
+    def make(index: int) -> Any:
+        if index == 444:
+            raise OSError(errno.EIO, "the network is down")
+        return mixed(index)
+
+    with pytest.raises(shardcache.SampleError, match="network is down"):
+        build(Made(SIZE, make), path, layout="source", block_bytes=3000)
+    assert list(path.with_name(path.name + ".partial").glob("shard-*.json"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "what"),
+    [
+        (Made(SIZE + 1, mixed), {}, "samples: 500 there, 501 now"),
+        (Made(SIZE, mixed), {"layout": "shuffled"}, "layout: 'source' there, 'shuffled' now"),
+        (Made(SIZE, mixed), {"seed": 1}, "seed: 0 there, 1 now"),
+        (Made(SIZE, mixed), {"block_bytes": 9000}, "rows_per_block: "),
+        (Made(SIZE, mixed), {"codec": "none"}, "the columns differ"),
+        (Made(SIZE, lambda i: {**mixed(i), "new": i}), {}, "the columns differ"),
+        (Made(SIZE, lambda i: {**mixed(i), "label": i % 10 + (i == 499)}), {}, "the samples differ"),
+    ],
+)
+def test_another_build_does_not_continue_it_and_says_what_differs(dataset, options, what, tmp_path):
+    interrupted(tmp_path / "c")
+    before = digests(tmp_path / "c.partial")
+    with pytest.raises(BuildMismatchError, match=f"c.partial holds an interrupted build of something else.*{what}"):
+        build(dataset, tmp_path / "c", **{"layout": "source", "block_bytes": 3000, **options})
+    assert digests(tmp_path / "c.partial") == before
+    build(Made(SIZE, mixed), tmp_path / "c", layout="source", block_bytes=3000)
+    assert not (tmp_path / "c.partial").exists()
+
+
+@pytest.mark.parametrize("name", ["plan.json", "shard-00000.json"])
+def test_leftovers_that_are_damaged_are_told(name, tmp_path):
+    interrupted(tmp_path / "c")
+    (tmp_path / "c.partial" / name).write_bytes(b'{"format": "shar')
+    with pytest.raises(BuildMismatchError, match="c.partial is damaged"):
+        build(Made(SIZE, mixed), tmp_path / "c", layout="source", block_bytes=3000)
+
+
+def test_a_shard_that_was_lost_in_between_is_built_again(tmp_path):
+    interrupted(tmp_path / "c")
+    (tmp_path / "c.partial" / "shard-00000.lmdb").unlink()
+    (tmp_path / "c.partial" / "shard-00001.lmdb").write_bytes(b"half")
+    build(Made(SIZE, mixed), tmp_path / "c", layout="source", block_bytes=3000)
+    build(Made(SIZE, mixed), tmp_path / "d", layout="source", block_bytes=3000)
+    assert digests(tmp_path / "c") == digests(tmp_path / "d")
+
+
+def test_two_builds_of_one_path_at_once_do_not_meet(tmp_path):
+    refused = []
+
+    def make(index: int) -> int:
+        if index == 250:
+            with pytest.raises(BuildInProgressError, match="another process is building") as caught:
+                build([1, 2], tmp_path / "c")
+            refused.append(caught.value)
+        return index
+
+    cache = build(Made(SIZE, make), tmp_path / "c")
+    assert len(refused) == 1
+    assert list(cache) == list(range(SIZE))
+    assert not (tmp_path / "c" / "lock").exists()
+
+
+def test_a_cache_that_somebody_else_finished_in_the_meantime_is_opened(tmp_path, monkeypatch):
+    """Both found nothing at the path; the second got the lock when the first was done."""
+    from shardcache.builder import build as module
+
+    enter = module.Staging.__enter__
+
+    def late(self: Any) -> Any:
+        monkeypatch.setattr(module.Staging, "__enter__", enter)
+        build([1, 2, 3], tmp_path / "c")
+        return enter(self)
+
+    monkeypatch.setattr(module.Staging, "__enter__", late)
+    dataset = Made(3, mixed)
+    assert list(build(dataset, tmp_path / "c", if_exists="open")) == [1, 2, 3]
+    assert dataset.reads == {}
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_full_disk_publishes_nothing_and_what_fitted_is_continued_when_there_is_room(num_workers, tmp_path):
+    dataset = Made(200, lambda index: np.random.default_rng(index).bytes(20_000))
+    with small_disk(tmp_path / "disk", 3 << 20) as disk:
+        with pytest.raises(StorageError, match="disk full|disk is full"):
+            build(dataset, disk / "c", codec="none", block_bytes=100_000, num_workers=num_workers)
+        assert not (disk / "c").exists()
+        subprocess.run(["mount", "-o", "remount,size=20M", disk], check=True)
+        cache = build(dataset, disk / "c", codec="none", block_bytes=100_000, num_workers=num_workers)
+        assert cache[123] == dataset.make(123)
+        assert [file.name for file in disk.iterdir()] == ["c"]
+
+
+def test_nothing_is_kept_of_a_build_that_had_not_finished_a_shard(tmp_path, leaves_nothing):
+    with pytest.raises(UnsupportedTypeError):
+        build([object()], tmp_path / "c")
+    leaves_nothing()
+
+
+def test_what_is_published_is_flat_and_complete(tmp_path):
+    cache = build(Made(SIZE, mixed), tmp_path / "c")
+    shards = [spec.shard_name(number) for number in range(len(cache.manifest.shards))]
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [spec.MANIFEST_NAME, *shards]
