@@ -163,8 +163,8 @@ def _warn_of_sorted(columns: Sequence[Column], rows: list[list[Any]]) -> None:
         different = len(set(values))
         if 1 < different <= len(values) // 2 and values == sorted(values):
             warnings.warn(
-                f"column {column.name!r} is sorted in the source: with layout='source' a shuffle buffer sees few of its "
-                "values at a time; layout='shuffled' (the default) mixes them fully",
+                f"column {column.name!r} is sorted in the source: with layout='source' a shuffle buffer sees few of "
+                "its values at a time; layout='shuffled' (the default) mixes them fully",
                 ShardCacheWarning,
                 stacklevel=4,
             )

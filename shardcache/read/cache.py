@@ -161,14 +161,14 @@ class Cache(Dataset[Any]):
     ) -> dict[str, "Cache"]:
         """Disjoint views of random samples, e.g. ``cache.split({"train": 0.9, "val": 0.1})``.
 
-        The same cache, fractions and seed always give the same views. With ``stratify``, the name of a column of labels,
-        every label is divided in these proportions; only that column is read.
+        The same cache, fractions and seed always give the same views. With ``stratify``, the name of a column of
+        labels, every label is divided in these proportions; only that column is read.
         """
         parts = views.split(self, fractions, seed, stratify)
         return {name: self._view(part) for name, part in parts.items()}
 
     def filter(self, columns: Sequence[str | int] | str | int, where: Callable[..., Any]) -> "Cache":
-        """A view of the samples for which ``where`` is true; it is called with the values of ``columns`` in their order.
+        """A view of the samples for which ``where`` is true, called with the values of ``columns`` in their order.
 
         Only these columns are read: ``cache.filter(columns=["label"], where=lambda label: label < 5)``.
         """

@@ -29,8 +29,8 @@ from shardcache.read.transforms import Transform, check_picklable
 class CachedDataset(IterableDataset[Any]):
     """Samples or batches of a cache, for training.
 
-    An ordinary ``IterableDataset``: ``DataLoader(ds, batch_size=None, num_workers=4)``, or ``ds.loader(num_workers=4)``,
-    which is the same and knows its state. Every row comes exactly once an epoch over all workers and ranks, and for the
+    An ordinary ``IterableDataset``: ``DataLoader(ds, batch_size=None, num_workers=4)``, or
+    ``ds.loader(num_workers=4)``, which is the same and knows its state. Every row comes exactly once an epoch over all workers and ranks, and for the
     same seed and epoch in the same batches for every number of workers that divides 48.
 
     Args:
@@ -137,7 +137,7 @@ class CachedDataset(IterableDataset[Any]):
         return self._plan(0).rank_steps(*self._ranks)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of iterations that begin from now on, also in workers that live on (``persistent_workers=True``)."""
+        """The epoch of iterations that begin from now on, in persistent workers too."""
         check_accelerate(self._ranks.world_size)
         self._epochs.set(epoch)
 
@@ -214,7 +214,7 @@ class CachedDataset(IterableDataset[Any]):
         )
 
     def loader(self, num_workers: int = 0, **options: Any) -> Loader:
-        """A ``torch.utils.data.DataLoader`` over this dataset, with ``set_epoch``, ``state_dict`` and ``load_state_dict``.
+        """A ``torch.utils.data.DataLoader`` over this dataset that has ``set_epoch`` and a state.
 
         ``options`` are the DataLoader's own: ``pin_memory``, ``prefetch_factor``, ``persistent_workers``, ...
         """

@@ -1,7 +1,7 @@
 """What a cache holds as its user sees it: the structure of a sample and its fields.
 
-A field is a leaf of the structure; or an inner node, with everything below it, where some samples did not have the shape
-that the structure says. Whether a batch holds a tensor or a list of it follows from here, never from one batch.
+A field is a leaf of the structure; or an inner node, with everything below it, where some samples did not have the
+shape that the structure says. Whether a batch holds a tensor or a list of it follows from here, never from one batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -68,8 +68,8 @@ def check_accelerate(world_size: int) -> None:
         frame = frame.f_back
     if frame is not None:
         warnings.warn(
-            f"accelerator.prepare(loader) divides the batches among the ranks a second time: this dataset already gives "
-            f"each of {world_size} ranks its own. Prepare the model and the optimizer, not the loader",
+            "accelerator.prepare(loader) divides the batches among the ranks a second time: this dataset already "
+            f"gives each of {world_size} ranks its own. Prepare the model and the optimizer, not the loader",
             ShardCacheWarning,
             stacklevel=3,
         )
@@ -91,12 +91,12 @@ def check_caller(batch_size: int | None) -> None:
         return
     if batch_size is not None:
         raise UsageError(
-            f"CachedDataset(batch_size={batch_size}) yields batches, and this DataLoader would batch them again (a batch_size "
-            "in both places, or the DataLoader's default of 1): write DataLoader(ds, batch_size=None), or ds.loader()"
+            f"CachedDataset(batch_size={batch_size}) yields batches, and this DataLoader would batch them again (a "
+            "batch_size in both places, or the DataLoader's default of 1): write DataLoader(ds, batch_size=None), or ds.loader()"
         )
     warnings.warn(
-        "this DataLoader makes batches of single samples: each worker ends with a short one, and samples are collated one by "
-        "one; CachedDataset(batch_size=...) with DataLoader(ds, batch_size=None) does neither",
+        "this DataLoader makes batches of single samples: each worker ends with a short one, and samples are collated "
+        "one by one; CachedDataset(batch_size=...) with DataLoader(ds, batch_size=None) does neither",
         ShardCacheWarning,
         stacklevel=3,
     )

@@ -6,8 +6,8 @@ into strands, and each strand gives an equal share of each of its steps:
 * ``full``: the sequence is a permutation of all rows; step t takes the t-th piece of it. For epochs that fit in memory.
 * ``lanes``: the sequence is the extents (runs of blocks) in a random order. It is cut into L lanes at whole steps, each
   lane into a strand a canonical rank. In a strand the blocks are permuted and the rows delayed at random
-  (:class:`Strand`), which mixes them as a shuffle buffer does, but can be computed from any point on. Step t is the next
-  one of lane ``t mod L``.
+  (:class:`Strand`), which mixes them as a shuffle buffer does, but can be computed from any point on. Step t is the
+  next one of lane ``t mod L``.
 * ``source``, ``stored``: the sequence is the rows in the order of the source, or as they lie on disk.
 
 Nothing here reads a file, a clock or a global random generator, and nothing is as large as the epoch. The output for a
@@ -34,8 +34,8 @@ class Order:
 
     ``kind`` is ``full``, ``lanes``, ``source`` or ``stored``. ``share`` is the number of rows that a strand gives to a
     step, ``strands`` how many canonical ranks there are: a global batch has ``share * strands`` rows. ``span`` is how
-    many rows, beyond its block's own, a row of a strand may be delayed. ``remainder`` says what becomes of the rows that
-    do not fill a batch: ``drop``, ``pad`` or ``keep``.
+    many rows, beyond its block's own, a row of a strand may be delayed. ``remainder`` says what becomes of the rows
+    that do not fill a batch: ``drop``, ``pad`` or ``keep``.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Order:
 class Plan:
     """An epoch of the rows of ``geometry``.
 
-    ``from_source`` gives the rows in the cache at which samples lie, for ``source`` order; default: as they are numbered.
+    ``from_source`` gives the rows in the cache at which samples lie, for ``source`` order; default: row i.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Plan:
     def worker_steps(self, worker: int, workers: int, start: int = 0, yielded: int = 0) -> Iterator[int]:
         """The steps from ``start`` on that a worker delivers, in order.
 
-        A DataLoader asks its workers in turn, worker 0 first; ``yielded`` batches were delivered by this iterator before
-        the epoch began. A worker owns whole lanes, so that no other worker decodes its blocks.
+        A DataLoader asks its workers in turn, worker 0 first; ``yielded`` batches were delivered by this iterator
+        before the epoch began. A worker owns whole lanes, so that no other worker decodes its blocks.
         """
         for step in range(start, self.steps):
             place = step % self.lanes if self.order.kind == "lanes" else step

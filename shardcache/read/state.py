@@ -15,9 +15,10 @@ def check(state: Any, identity: Mapping[str, Any], world_size: int) -> None:
     then, now = state.get("global_batch_size"), identity["global_batch_size"]
     if then != now:
         fits = isinstance(then, int) and then % world_size == 0
-        advice = f"pass batch_size={then // world_size}" if fits else "use a world size that divides it"  # type: ignore[operator]
+        advice = f"pass batch_size={(then or 0) // world_size}" if fits else "use a world size that divides it"
         raise UsageError(
-            f"this state was saved with a global batch of {then}; now it is {now} ({world_size} x {now // world_size}): {advice}"
+            f"this state was saved with a global batch of {then}; now it is {now} "
+            f"({world_size} x {now // world_size}): {advice}"
         )
     for name, value in identity.items():
         if state.get(name) != value:

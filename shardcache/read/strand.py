@@ -41,8 +41,8 @@ class Strand:
     """The rows of some pieces, shuffled within a bounded distance.
 
     The blocks are permuted. All rows of the block that begins at ``a`` get the key ``a + U(0, span + block)`` and are
-    delivered in the order of their keys. No row moves further than that, and it mixes like a reservoir of half the size;
-    but it is a function, so it can be computed in windows and entered anywhere: :meth:`take` gives the next rows, and a
+    delivered in the order of their keys. No row moves further than that, and it mixes like a reservoir of half the
+    size; but it is a function, so it can be computed in windows and entered anywhere: :meth:`take` gives the next rows, and a
     strand that starts at row k looks at no more than a window of rows before it.
     """
 
@@ -84,7 +84,7 @@ class Strand:
         return low, high - low, piece, block
 
     def _keys(self, places: Integers) -> tuple[Any, ...]:
-        """For every row of the blocks at ``places``: key with tie-break, which of ``places``, row in the block's part."""
+        """For every row of the blocks at ``places``: its key with tie-break, which of them, row in the block's part."""
         part = self._part(self._order.forward(places))
         rows = part[1]
         owner = np.repeat(np.arange(len(places)), rows)

@@ -97,6 +97,6 @@ def check_picklable(name: str, call: Any) -> None:
     if code is not None and ("<lambda>" in qualname or "<locals>" in qualname):
         kind = "a lambda" if "<lambda>" in qualname else f"the local function {qualname!r}"
         raise UsageError(
-            f"{name} is {kind} ({code.co_filename}:{code.co_firstlineno}), which cannot be sent to worker processes that "
-            "are started by spawn or forkserver: make it a function at the top level of a module"
+            f"{name} is {kind} ({code.co_filename}:{code.co_firstlineno}), which cannot be sent to worker processes "
+            "that are started by spawn or forkserver: make it a function at the top level of a module"
         )
