@@ -1,8 +1,8 @@
 """The bounded shuffle buffer: decoded blocks in slots, from which batches are gathered.
 
 A slot holds one block. Its fixed columns lie in one preallocated array a column, so that a batch is one gather a
-column; its other columns are kept decoded beside it. A slot is used again when the last row of its block has been delivered,
-the lowest free one first: memory that is never needed is never touched, and so is never resident.
+column; its other columns are kept decoded beside it. A slot is used again when the last row of its block has been
+delivered, the lowest free one first: memory that is never needed is never touched, and so is never resident.
 """
 
 import heapq
@@ -50,7 +50,7 @@ class Arena:
             yield part, rows.part(part)
 
     def load(self, rows: Rows) -> Integers:
-        """Make sure that the blocks of ``rows`` are here; returns the place of each row: slot * rows a block + offset."""
+        """See that the blocks of ``rows`` are here; returns the place of each row (slot * rows a block + offset)."""
         visits, first, inverse = np.unique(rows.visit, return_index=True, return_inverse=True)
         blocks = rows.block[first].tolist()
         slots = [self._slot(visit, block) for visit, block in zip(visits.tolist(), blocks, strict=True)]

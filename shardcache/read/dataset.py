@@ -30,8 +30,8 @@ class CachedDataset(IterableDataset[Any]):
     """Samples or batches of a cache, for training.
 
     An ordinary ``IterableDataset``: ``DataLoader(ds, batch_size=None, num_workers=4)``, or
-    ``ds.loader(num_workers=4)``, which is the same and knows its state. Every row comes exactly once an epoch over all workers and ranks, and for the
-    same seed and epoch in the same batches for every number of workers that divides 48.
+    ``ds.loader(num_workers=4)``, which is the same and knows its state. Every row comes exactly once an epoch over all
+    workers and ranks, and for the same seed and epoch in the same batches for every number of workers that divides 48.
 
     Args:
         cache: a :class:`~shardcache.Cache` or the path of one.

@@ -92,7 +92,8 @@ def check_caller(batch_size: int | None) -> None:
     if batch_size is not None:
         raise UsageError(
             f"CachedDataset(batch_size={batch_size}) yields batches, and this DataLoader would batch them again (a "
-            "batch_size in both places, or the DataLoader's default of 1): write DataLoader(ds, batch_size=None), or ds.loader()"
+            "batch_size in both places, or the DataLoader's default of 1): write DataLoader(ds, batch_size=None) "
+            "or ds.loader()"
         )
     warnings.warn(
         "this DataLoader makes batches of single samples: each worker ends with a short one, and samples are collated "

@@ -93,8 +93,8 @@ def batch_shape(
         raise UsageError(f"canonical_ranks must be an int of 1 or more, was {strands!r}")
     if strands % world:
         warnings.warn(
-            f"canonical_ranks={strands} cannot be divided among {world} ranks: every row still comes once an epoch, but "
-            f"in other batches than on {_listed(_divisors(strands))} ranks",
+            f"canonical_ranks={strands} cannot be divided among {world} ranks: every row still comes once an epoch, "
+            f"but in other batches than on {_listed(_divisors(strands))} ranks",
             ShardCacheWarning,
             stacklevel=3,
         )
@@ -202,7 +202,7 @@ def warn_of_source_order(manifest: Manifest, batch_rows: int) -> None:
     if factor > 2:
         warnings.warn(
             f"source order on a cache of shuffled layout decodes about {factor:.0f} times as many rows as it yields; "
-            "build the cache with layout='source', or read it with order='stored': each row once, in the cheapest order",
+            "build the cache with layout='source', or read it with order='stored', each row once in the cheapest order",
             ShardCacheWarning,
             stacklevel=3,
         )

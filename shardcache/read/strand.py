@@ -42,8 +42,8 @@ class Strand:
 
     The blocks are permuted. All rows of the block that begins at ``a`` get the key ``a + U(0, span + block)`` and are
     delivered in the order of their keys. No row moves further than that, and it mixes like a reservoir of half the
-    size; but it is a function, so it can be computed in windows and entered anywhere: :meth:`take` gives the next rows, and a
-    strand that starts at row k looks at no more than a window of rows before it.
+    size; but it is a function, so it can be computed in windows and entered anywhere: :meth:`take` gives the next rows,
+    and a strand that starts at row k looks at no more than a window of rows before it.
     """
 
     def __init__(self, geometry: Geometry, pieces: Pieces, span: int, key: int, serial: int, start: int) -> None:
