@@ -228,7 +228,8 @@ class _Check:
             what = f"{keys.extra:,} values that no block refers to, the first with key {keys.first_extra.hex()}"
             self._add(found, pages.damaged(name, what), range(0))
         if sha256 != seal.sha256 and not found.problems:
-            what = f"the SHA-256 of the file must be {seal.sha256[:16]}..., is {sha256[:16]}..., though every value in it is sound"
+            differs = f"must be {seal.sha256[:16]}..., is {sha256[:16]}..."
+            what = f"the SHA-256 of the file {differs}, though every value in it is sound"
             self._add(found, pages.damaged(name, what), range(0))
 
     def _index(self, at: int) -> list[list[int]]:

@@ -249,7 +249,7 @@ class CachedDataset(IterableDataset[Any]):
     def _run(self, worker: topology.Worker, warn: bool, epoch: int, start: int, skip: int) -> Iterator[Any]:
         """What a worker yields from step ``start`` of an epoch on, without the first ``skip`` of it."""
         if warn and not skip:
-            self._epochs.warn_of_repetition(epoch, start)
+            self._epochs.warn_of_repetition(epoch)
         yielded, skipped = 0, iter(range(skip))
         last = math.inf if self._epochs_wanted is None else epoch + self._epochs_wanted - 1
         further, start = divmod(start, max(1, self._epoch_steps))

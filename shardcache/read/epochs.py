@@ -40,7 +40,7 @@ class Epochs:
         if step is None:
             step = self.step if epoch == self.epoch else 0
         else:
-            self._shared[_TAKEN] = 0
+            self._shared[_TAKEN], self._shared[_BEGUN] = 0, -1  # whoever names a step knows that it comes again
         self.epoch, self.step = epoch, step
         self._shared[:2] = torch.tensor([epoch, step])
 
@@ -51,7 +51,7 @@ class Epochs:
         begun, self.step = (self.epoch, self.step), 0
         self._shared[self._place()] = torch.tensor(begun)
         if warn:
-            self.warn_of_repetition(*begun)
+            self.warn_of_repetition(begun[0])
         self._is_announced = True  # also in the copies of the workers that start now, for as long as they live
         try:
             yield begun
@@ -84,9 +84,9 @@ class Epochs:
         start = _HISTORY + 2 * (self._number % _KEPT)
         return slice(start, start + 2)
 
-    def warn_of_repetition(self, epoch: int, step: int) -> None:
-        """Say once that an epoch comes a second time; one that is resumed does not."""
-        repeated = int(self._shared[_BEGUN]) == epoch and not step
+    def warn_of_repetition(self, epoch: int) -> None:
+        """Say once that an epoch comes a second time."""
+        repeated = int(self._shared[_BEGUN]) == epoch
         self._shared[_BEGUN] = epoch
         if repeated and not self._shared[_WARNED]:
             self._shared[_WARNED] = 1

@@ -94,5 +94,5 @@ class Loader(DataLoader[Any]):
             UsageError: the state is of another cache, seed, order or global batch size; the message says which.
         """
         states.check(state, self.dataset.identity(), self.dataset.world_size)
-        self.dataset.resume(epoch=state["epoch"], step=state["step"])
+        self.dataset.resume(epoch=state.get("epoch"), step=state.get("step"))  # type: ignore[arg-type]  # checked there
         self._begun = None

@@ -297,7 +297,12 @@ def exhaust(loader: DataLoader[Any]) -> None:
         for _ in batches:
             pass
     finally:
-        getattr(batches, "_shutdown_workers", int)()
+        close(batches)
+
+
+def close(batches: Any) -> None:
+    """End the workers of an iteration that stopped before its end."""
+    getattr(getattr(batches, "_batches", batches), "_shutdown_workers", int)()
 
 
 def numbers(batches: Any) -> list[list[int]]:

@@ -21,6 +21,7 @@ from tests.read.sources import (
     assert_batch,
     assert_epoch,
     assert_same,
+    close,
     exhaust,
     load,
     numbers,
@@ -357,6 +358,7 @@ class TestDamage:
             assert outcomes == sorted(outcomes)
             assert outcomes.count("16") < 150
             assert outcomes[-1] == "error"
+            close(batches)
 
     def test_other_workers_go_on_until_they_need_what_is_damaged(self, plain: Cache, tmp_path: Path) -> None:
         batches = iter(load(dataset(self.damaged(plain, tmp_path, 1, 2), batch_size=10), 8))
@@ -364,7 +366,7 @@ class TestDamage:
         for worker in range(8):
             assert outcomes[worker::8] == sorted(outcomes[worker::8])
         assert len({tuple(outcomes[worker::8]) for worker in range(8)}) > 1
-        batches._shutdown_workers()  # type: ignore[attr-defined]
+        close(batches)
 
 
 def outcome(batches: Any) -> str:

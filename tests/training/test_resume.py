@@ -68,7 +68,8 @@ class TestKilled:
         """One life of the training: up to the step at which it is killed, or to its end."""
         progress = CONTEXT.Value("q", 0)
         process = CONTEXT.Process(
-            target=train, args=(str(cache.path), checkpoint, epochs, world_size, workers, options, progress)
+            target=train,
+            args=(str(cache.path), checkpoint, epochs, world_size, workers, options, progress, kill is not None),
         )
         process.start()
         assert process.pid is not None
@@ -84,7 +85,9 @@ class TestKilled:
 
 
 def loader_of(cache: Cache, workers: int = 0, persistent: bool = False, **options: Any) -> Loader:
-    options = {"batch_size": 32, "shuffle": True, "seed": 5, **SMALL_BUFFER, **options}
+    options = {"shuffle": True, "seed": 5, **SMALL_BUFFER, **options}
+    if "global_batch_size" not in options:
+        options["batch_size"] = 32
     return CachedDataset(cache, **options).loader(num_workers=workers, persistent_workers=persistent)
 
 
@@ -304,7 +307,6 @@ class TestOrdinaryDataLoader:
         ours = loader_of(cache)
         expected = [epoch_of(ours, epoch) for epoch in range(3)]
         loader = self.loader(ours.dataset, 2, False)
-        assert [epoch_of(ours.dataset, 1), expected[1]]
         for epoch in (2, 0):
             ours.dataset.set_epoch(epoch)
             assert numbers(loader) == expected[epoch]

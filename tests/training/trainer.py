@@ -26,9 +26,19 @@ def loaders(
 
 
 def train(
-    path: str, checkpoint: Path, epochs: int, world_size: int, workers: int, options: dict[str, Any], progress: Any
+    path: str,
+    checkpoint: Path,
+    epochs: int,
+    world_size: int,
+    workers: int,
+    options: dict[str, Any],
+    progress: Any,
+    is_doomed: bool,
 ) -> None:
-    """Train from where the checkpoint is; the ranks of a job go in step, as they do where gradients are exchanged."""
+    """Train from where the checkpoint is; the ranks of a job go in step, as they do where gradients are exchanged.
+
+    One that is to be killed never ends by itself, however late the kill is.
+    """
     ranks = loaders(path, world_size, workers, **options)
     seen: list[Any] = []
     if checkpoint.exists():
@@ -45,6 +55,8 @@ def train(
                 save(checkpoint, seen, ranks[0])
             progress.value = len(seen)
             time.sleep(0.002)
+    while is_doomed:
+        time.sleep(1)
     save(checkpoint, seen, ranks[0])
 
 
