@@ -26,7 +26,7 @@ class Source:
             return self.kept.pop(index)
         try:
             return self.dataset[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"dataset[{index}] raised {type(error).__name__}: {error}"
             if isinstance(error, IndexError):
                 text += f" (len(dataset) says {self.samples})"

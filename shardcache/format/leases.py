@@ -187,7 +187,7 @@ class Registry(Generic[Environment]):
 def unreadable(path: Path, name: str, code: int, text: str) -> ShardCacheError:
     """The error for a file that cannot be opened, from an errno; LMDB's own codes are negative, 0 is neither."""
     if code in (errno.ENOENT, errno.ENOTDIR):
-        return MissingShardError(f"{name}: must be the file {path}, which does not exist (run 'shardcache repair')")
+        return MissingShardError(f"{name}: must be the file {path}, which does not exist")
     reason = os.strerror(code) if code > 0 else text
     if code < 0 or code in (errno.ELOOP, errno.ENXIO, errno.EIO):
         return damaged(name, f"cannot be opened: {reason}")

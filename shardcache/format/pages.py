@@ -71,7 +71,7 @@ class ShardSeal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def damaged(name: str, what: str) -> DamagedShardError:
     """The error for a file that is not the shard that was written."""
-    return DamagedShardError(f"{name}: {what} (the file is damaged; run 'shardcache repair')")
+    return DamagedShardError(f"{name}: {what} (the file is damaged; run 'shardcache verify')")
 
 
 def seal(fd: int, name: str) -> ShardSeal:

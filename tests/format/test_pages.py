@@ -290,7 +290,7 @@ def test_a_forged_page_is_refused_by_its_fault(what, data):
         structure(data)
     assert str(caught.value).startswith("shard 00007: ")
     assert what in str(caught.value)
-    assert str(caught.value).endswith("(the file is damaged; run 'shardcache repair')")
+    assert str(caught.value).endswith("(the file is damaged; run 'shardcache verify')")
 
 
 def test_meta_pages_of_two_minds_are_refused():

@@ -31,7 +31,7 @@ from tests.format.test_pages import PAGE, plain_walk, write_shard
 
 ROOT = Path(__file__).parents[2]
 NAME = "shard 00012"
-REPAIR = "(the file is damaged; run 'shardcache repair')"
+REPAIR = "(the file is damaged; run 'shardcache verify')"
 
 
 def key(number: int) -> bytes:
