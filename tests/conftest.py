@@ -1,5 +1,5 @@
-"""What every test shares: hypothesis judges what the code does, not how fast a loaded machine does it, and tries the same
-examples every time.
+"""What every test shares: hypothesis judges what the code does, not how fast a loaded machine does it, and tries
+the same examples every time.
 """
 
 from hypothesis import HealthCheck, settings

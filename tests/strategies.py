@@ -94,9 +94,7 @@ def images(draw: Any) -> Image.Image:
         palette = draw(st.sampled_from(["RGB", "RGBA"]))
         image.putpalette(np.random.default_rng(colours).bytes(colours * len(palette)), palette)
     if draw(st.booleans()):
-        image.info["transparency"] = draw(
-            st.one_of(st.integers(0, 255), st.binary(max_size=9), st.just((1, 2, 3)))
-        )
+        image.info["transparency"] = draw(st.one_of(st.integers(0, 255), st.binary(max_size=9), st.just((1, 2, 3))))
     return image
 
 

@@ -157,6 +157,7 @@ class BlockRows:
         "_large",
         "_places",
         "_starts",
+        "_take",
         "count",
         "form",
         "shapes",
@@ -179,6 +180,7 @@ class BlockRows:
         self._places: Array | None = None
         self._starts: Array | None = None
         self._large: Array | None = None
+        self._take: Callable[[int], Any] | None = None
         present = count
         if form & MASKED:
             length = count + -count % spec.MASK_ALIGNMENT
@@ -230,13 +232,32 @@ class BlockRows:
         if self.states is not None and self.states[row]:
             return None if self.states[row] == 1 else ABSENT
         place = row if self._places is None else int(self._places[row])
-        if self.form == Form.FIXED:
-            size = fixed_row_bytes(self._column)
-            return fixed_value(self._column, self._data[place * size : (place + 1) * size])
-        assert self._starts is not None and self.shapes is not None
         if self._large is not None and self._large[place]:
             return self._ragged_value(self._fetch(row), place)
-        return self._ragged_value(self._data[self._starts[place] : self._starts[place + 1]], place)
+        if self._take is None:
+            self._take = self._taker()
+        return self._take(place)
+
+    def _taker(self) -> Callable[[int], Any]:
+        """A function from a place among the rows that have a value to the value: what can be done once a block is."""
+        data, column = self._data, self._column
+        if self.form != Form.FIXED:
+            bounds = [] if self._starts is None else self._starts.tolist()
+            return lambda place: self._ragged_value(data[bounds[place] : bounds[place + 1]], place)
+        size, shape = fixed_row_bytes(column), column.fixed_shape or ()
+        if column.type in ("int", "float", "bool"):
+            items: list[Any] = np.frombuffer(data, column.dtype).tolist()
+            return items.__getitem__
+        if column.type == "tensor" and size:
+            import torch
+
+            owned = data if data.flags.writeable else data.copy()
+            tensors = torch.from_numpy(owned).view(dtypes.tensor_dtype(column.dtype)).view(-1, *shape)
+            return lambda place: tensors[place].clone()
+        if column.type == "array" and size and shape:
+            arrays = np.frombuffer(data, dtypes.array_dtype(column.dtype)).reshape(-1, *shape)
+            return lambda place: arrays[place].copy()
+        return lambda place: decode_array(column.type, column.dtype, shape, data[place * size : (place + 1) * size])
 
     def _ragged_value(self, data: Any, place: int) -> Any:
         type_ = self._column.type
@@ -266,13 +287,3 @@ def fixed_row_bytes(column: Column) -> int:
     for size in shape:
         count *= size
     return count * dtypes.item_bytes(column.type, column.dtype)
-
-
-_PYTHON = {"int": int, "float": float, "bool": bool}
-
-
-def fixed_value(column: Column, data: Any) -> Any:
-    """One row of a fixed body as the value that went in, owning its memory."""
-    if column.type in _PYTHON:
-        return np.frombuffer(data, column.dtype)[0].item()
-    return decode_array(column.type, column.dtype, column.fixed_shape or (), data)

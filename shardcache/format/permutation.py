@@ -8,6 +8,14 @@ It is a Feistel network over the smallest power of two that holds ``n``, with cy
 2002). The two halves differ by one bit where the number of bits is odd (an alternating network), so that the domain is
 never more than twice ``n`` and a walk takes fewer than two steps on average.
 
+In full, for ``n`` of 2 or more (``n`` of 0 or 1 changes nothing): with ``b = max(2, bits of n - 1)``, the low half of
+a word is its lower ``b - b // 2`` bits, the high half the ``b // 2`` bits above. Rounds 0 to 7 alternate, in this
+order: an even one does ``high ^= F(low)`` and an odd one ``low ^= F(high)``, each cut to the bits of the half that it
+changes. ``F(half)`` of round r is ``((w ^ w >> 32) * M2) >> 32`` with ``w = (half ^ derive(key, r)) * M1``. The inverse
+takes the rounds from 7 to 0. ``derive(key, a, b, ...)`` replaces the key by ``mix(key + G + part)`` for one part after
+the other, a negative part as its two's complement; ``mix`` is the finalizer of SplitMix64: ``w ^= w >> 30; w *= M1;
+w ^= w >> 27; w *= M2; w ^= w >> 31``. G is 0x9E3779B97F4A7C15, M1 0xBF58476D1CE4E5B9, M2 0x94D049BB133111EB.
+
 All arithmetic is on unsigned 64-bit integers, wrapping.
 """
 

@@ -316,6 +316,8 @@ def _check(recipe: Recipe) -> None:
             raise UsageError(
                 f"{what} for {name!r}: there is no such column; the columns are {', '.join(sorted(known))}"
             )
+    if recipe.collate_fn is not None and not callable(recipe.collate_fn):
+        raise UsageError(f"collate_fn must be callable, was {type(recipe.collate_fn).__qualname__}")
     if recipe.batch_size is None:
         for what, given in (("collate_fn", recipe.collate_fn), ("batch_transform", recipe.batch_transform)):
             if given is not None:

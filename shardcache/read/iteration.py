@@ -36,13 +36,13 @@ class Iteration(Iterator[Any]):
 
     def __next__(self) -> Any:
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(self._traceback)  # else it would grow with every time
         try:
             value = next(self._values)
         except StopIteration:
             raise
         except Exception as error:
-            self._error = error
+            self._error, self._traceback = error, error.__traceback__
             raise
         self._yielded += 1
         return value

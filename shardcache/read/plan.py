@@ -166,8 +166,10 @@ class PlanReader:
         if self._plan.order.kind != "lanes":
             return self._plan.sequence_rows(steps, self._numbers)
         taken, order = [], []
-        for lane in dict.fromkeys(step % self._plan.lanes for step in steps):
-            of_lane = [step for step in steps if step % self._plan.lanes == lane]
+        by_lane: dict[int, list[int]] = {}
+        for step in steps:
+            by_lane.setdefault(step % self._plan.lanes, []).append(step)
+        for of_lane in by_lane.values():
             for number in self._numbers:
                 shares = [self._plan.share(step, number) for step in of_lane]
                 taken.append(self._strand(of_lane[0], number).take(sum(shares)))

@@ -72,7 +72,7 @@ def blamed_on(what: str) -> Iterator[None]:
     """Let the user's own exceptions through, with a note that says which sample it was.
 
     torch rebuilds an exception in the training process from its type and one string; one that cannot be built so would
-    lose its message there, and is raised as a :class:`SampleError` here.
+    lose its message there, and is raised as a :class:`SampleError` here. So is a StopIteration, which would end the epoch.
     """
     try:
         yield
@@ -85,7 +85,8 @@ def blamed_on(what: str) -> Iterator[None]:
 
 def _is_rebuilt_from_text(error: Exception) -> bool:
     try:
-        return type(type(error)("text")) is type(error)
+        rebuilt = type(error)("text")
+        return type(rebuilt) is type(error) and "text" in str(rebuilt) and not isinstance(error, StopIteration)
     except Exception:
         return False
 

@@ -45,7 +45,9 @@ def factory(size: int = 400) -> Made:
 class Traced:
     """Writes down each index that is read, whichever process reads it; may be slow, or kill its process."""
 
-    def __init__(self, size: int, log: str, *, delay: float = 0.0, deadly: int = -1, flag: str = "", code: int = 0) -> None:
+    def __init__(
+        self, size: int, log: str, *, delay: float = 0.0, deadly: int = -1, flag: str = "", code: int = 0
+    ) -> None:
         self.size, self.log, self.delay, self.deadly, self.flag, self.code = size, Path(log), delay, deadly, flag, code
 
     def __len__(self) -> int:

@@ -162,7 +162,7 @@ def test_another_build_does_not_continue_it_and_says_what_differs(dataset, optio
 def test_leftovers_that_are_damaged_are_told(name, tmp_path):
     interrupted(tmp_path / "c")
     (tmp_path / "c.partial" / name).write_bytes(b'{"format": "shar')
-    with pytest.raises(BuildMismatchError, match="c.partial is damaged"):
+    with pytest.raises(BuildMismatchError, match=r"c.partial is damaged"):
         build(Made(SIZE, mixed), tmp_path / "c", layout="source", block_bytes=3000)
 
 
@@ -213,7 +213,7 @@ def test_a_cache_that_somebody_else_finished_in_the_meantime_is_opened(tmp_path,
 def test_a_full_disk_publishes_nothing_and_what_fitted_is_continued_when_there_is_room(num_workers, tmp_path):
     dataset = Made(200, lambda index: np.random.default_rng(index).bytes(20_000))
     with small_disk(tmp_path / "disk", 3 << 20) as disk:
-        with pytest.raises(StorageError, match="disk full|disk is full"):
+        with pytest.raises(StorageError, match=r"disk full|disk is full"):
             build(dataset, disk / "c", codec="none", block_bytes=100_000, num_workers=num_workers)
         assert not (disk / "c").exists()
         subprocess.run(["mount", "-o", "remount,size=20M", disk], check=True)

@@ -112,7 +112,7 @@ def test_an_image_that_turns_out_to_be_broken_when_it_is_read_names_the_sample(t
     def make(i: int) -> Any:
         return Image.open(io.BytesIO(whole[: len(whole) // 2] if i == 411 else whole)), i
 
-    with pytest.raises(SampleError, match="sample 411, column '0': .*truncated"):
+    with pytest.raises(SampleError, match=r"sample 411, column '0': .*truncated"):
         build(Made(500, make), tmp_path / "c", layout="source")
     leaves_nothing()
 
@@ -207,7 +207,7 @@ def test_an_option_that_does_not_exist_is_refused(tmp_path):
 
 
 def test_a_codec_for_a_column_that_does_not_exist_names_those_that_do(tmp_path, leaves_nothing):
-    with pytest.raises(UsageError, match="'picture'.* boxes, extra.*image, label, text"):
+    with pytest.raises(UsageError, match=r"'picture'.* boxes, extra.*image, label, text"):
         build(factory(), tmp_path / "c", codec={"picture": "none"})
     leaves_nothing()
 

@@ -75,7 +75,7 @@ def test_every_flipped_bit_is_refused(level):
     for place in range(8 * len(value)):
         changed = bytearray(value)
         changed[place // 8] ^= 1 << place % 8
-        with pytest.raises(DamagedBlockError, match="^shard 00012, block 7, column image: stored checksum"):
+        with pytest.raises(DamagedBlockError, match=r"^shard 00012, block 7, column 'image': stored checksum"):
             opened(changed)
 
 
@@ -113,7 +113,7 @@ FRAME = compression.compress(bytes(1000), 3)
     ],
 )
 def test_a_prefix_that_lies_is_refused_before_memory_is_taken(value):
-    with pytest.raises(DamagedBlockError, match="^shard 00012, block 7, column image: "):
+    with pytest.raises(DamagedBlockError, match=r"^shard 00012, block 7, column 'image': "):
         opened(value)
 
 
@@ -124,7 +124,7 @@ def test_memory_of_another_size_is_not_written_to():
 
 
 def test_a_place_says_where_it_is():
-    assert str(Place(ID, 1, value_key(2, 3, 4), "a/b")) == "shard 00001, block 2, row 4, column a/b"
+    assert str(Place(ID, 1, value_key(2, 3, 4), "a/b")) == "shard 00001, block 2, row 4, column 'a/b'"
     assert str(Place(ID, 1, spec.INDEX_KEY)) == "shard 00001, its index"
 
 

@@ -32,8 +32,17 @@ def test_the_dtypes_of_this_torch_that_have_no_place_are_those_without_whole_byt
 
 @pytest.mark.parametrize(
     "name",
-    "|O8 |V8 O object float64 f8 =f8 <f7 <f32 <c2 |i2 >u1 <M8[0.5s] <M8[parsec] <U-1 <U <U536870912 |S1234567890".split()
-    + ["", "<f8,<f8", "(2,)<f8", "<M8[μs]", "<f8\n", " <f8", "|b2"],
+    [
+        *"|O8 |V8 O object float64 f8 =f8 <f7 <f32 <c2 |i2 >u1 <M8[0.5s] <M8[parsec]".split(),
+        *"<U-1 <U <U536870912 |S1234567890".split(),
+        "",
+        "<f8,<f8",
+        "(2,)<f8",
+        "<M8[μs]",
+        "<f8\n",
+        " <f8",
+        "|b2",
+    ],
 )
 def test_a_name_that_is_not_in_the_table_is_refused(name):
     with pytest.raises(ValueError, match="element type"):

@@ -36,7 +36,8 @@ WHOLE = Manifest(
     rows_per_block=100,
     blocks_per_shard=4,
     structure=DictNode(
-        ("image", 1, None), (Leaf(), TupleNode((Leaf(), ListNode((Leaf(),)))), RecordNode("Box", ("x",), (Leaf(),), True))
+        ("image", 1, None),
+        (Leaf(), TupleNode((Leaf(), ListNode((Leaf(),)))), RecordNode("Box", ("x",), (Leaf(),), True)),
     ),
     columns=(
         Column("/", *NESTED),
@@ -216,21 +217,23 @@ def test_what_is_from_elsewhere_is_told_apart_from_what_is_wrong(name, value):
 
 
 def test_a_version_from_the_future_is_known_before_anything_else_is_looked_at():
-    with pytest.raises(FormatVersionError, match="format version 7.*newer shardcache"):
+    with pytest.raises(FormatVersionError, match=r"format version 7.*newer shardcache"):
         decode(b'{"format": "shardcache", "version": 7, "everything": ["else", "is", "new"]}')
 
 
-@pytest.mark.parametrize("data", [b"", b"\0", b"{}", b"[]", b"\xff\xfe", b"null", b'{"format": "shardcache"', b"[" * 10**6])
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"{}", b"[]", b"\xff\xfe", b"null", b'{"format": "shardcache"', b"[" * 10**6]
+)
 def test_what_is_not_a_manifest_is_refused(data):
-    with pytest.raises(ManifestError, match="^here: "):
+    with pytest.raises(ManifestError, match=r"^here: "):
         decode(data)
 
 
 @pytest.mark.parametrize("wrap", [b'{"structure":' + b'{"type":"tuple","items":[' * 30_000, b'{"a":' * 10**6])
 def test_a_manifest_that_is_nested_without_end_is_refused(wrap):
-    with pytest.raises(ManifestError, match="^here: "):
+    with pytest.raises(ManifestError, match=r"^here: "):
         decode(wrap)
-    with pytest.raises(ManifestError, match="^here: "):
+    with pytest.raises(ManifestError, match=r"^here: "):
         decode(b'{"format":"shardcache","version":1,' + wrap[1:])
 
 
