@@ -115,7 +115,6 @@ class Staging:
         totals = tuple(map(_sum, zip(*(record.totals for record in ordered), strict=True)))
         whole = msgspec.structs.replace(plan, totals=totals, shards=tuple(record.seal for record in ordered))
         with storage_errors(self.target):
-            self._check_target(replace)  # before anything is removed that a build could continue from
             _write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
             for file in [*self._record_files(), self.directory / _PLAN]:
                 file.unlink(missing_ok=True)

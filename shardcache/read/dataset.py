@@ -21,6 +21,7 @@ from shardcache.read.epochs import Epochs
 from shardcache.read.fields import RAGGED, Field
 from shardcache.read.iteration import Iteration, check_accelerate, check_caller
 from shardcache.read.loader import Loader
+from shardcache.read.orphans import end_with_parent
 from shardcache.read.pipeline import SAMPLES_AT_ONCE, Pipeline, Recipe
 from shardcache.read.plan import Plan
 from shardcache.read.transforms import Transform, check_picklable
@@ -166,10 +167,6 @@ class CachedDataset(IterableDataset[Any]):
         further, step = divmod(step, max(1, self._epoch_steps))
         return epoch + further, step
 
-    def is_end(self, step: int) -> bool:
-        """Whether no batch of an iteration is left at ``step``."""
-        return self._epochs_wanted is not None and step == len(self)
-
     @property
     def position(self) -> tuple[int, int]:
         """(epoch, step) at which the next iteration begins."""
@@ -241,6 +238,7 @@ class CachedDataset(IterableDataset[Any]):
         worker = topology.worker()
         if worker.is_process:
             torch.set_num_threads(1)
+            end_with_parent()
         epoch, start, announced = self._epochs.begin(worker)
         warn = self._is_shuffled and worker.number == 0 and not announced
         identity = {**self.identity(), "worker": worker.number, "workers": worker.workers}

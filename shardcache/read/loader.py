@@ -27,12 +27,20 @@ class _Begun:
 
 
 class _Counted(Iterator[Any]):
-    """Counts the batches of an iteration. No generator: one that raised is finished, and would end the epoch early."""
+    """Counts the batches of an iteration. No generator: one that raised is finished, and would end the epoch early.
 
-    def __init__(self, batches: Iterator[Any], begun: _Begun) -> None:
-        self._batches, self._begun = batches, begun
+    Lightning loads a state, begins to iterate, and only then sets the epoch, which is the next one where the state was
+    saved at the end of an epoch: the rest of the old one is not wanted any more. ``resumed`` is the loader of such an
+    iteration.
+    """
+
+    def __init__(self, batches: Iterator[Any], begun: _Begun, resumed: "Loader | None") -> None:
+        self._batches, self._begun, self._resumed = batches, begun, resumed
 
     def __next__(self) -> Any:
+        loader, self._resumed = self._resumed, None
+        if loader is not None and loader.is_overtaken(self._begun):
+            self._batches = iter(loader)
         batch = next(self._batches)
         self._begun.step += 1
         return batch
@@ -65,19 +73,13 @@ class Loader(DataLoader[Any]):
         self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        epoch, step = self.dataset.position
-        if step and self.dataset.is_end(step):
-            self.dataset.resume(epoch=epoch, step=0)
-            self._begun = _Begun(epoch, step)
-            return self._after_the_end(epoch)
         with self.dataset.announced() as position:
             begun = self._begun = _Begun(*position)
-            return _Counted(super().__iter__(), begun)
+            return _Counted(super().__iter__(), begun, self if begun.step else None)
 
-    def _after_the_end(self, epoch: int) -> Iterator[Any]:
-        """Resumed where an epoch has ended nothing is left, unless the next one was set: Lightning does so only now."""
-        if self.dataset.position[0] != epoch:
-            yield from self
+    def is_overtaken(self, begun: _Begun) -> bool:
+        """Whether another epoch was set since an iteration was begun, and no other iteration was begun since."""
+        return self._begun is begun and self.dataset.position[0] != begun.epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is: plain values, independent of the number of workers."""

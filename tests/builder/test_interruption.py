@@ -95,11 +95,20 @@ def test_a_build_that_ends_at_any_step_on_the_disk_is_continued_to_the_same_byte
         target = tmp_path / f"c{step}"
         finished = _build_until(step, dataset, target)
         assert not target.exists() or digests(target).items() >= expected.items()  # at once, or not at all
+        done = _files_that_need_not_be_written_again(target.with_name(f"c{step}.partial"))
         build(dataset, target, if_exists="open")
+        assert {file: (target / file).stat().st_ino for file in done} == done
         assert {name: digest for name, digest in digests(target).items() if name != "lock"} == expected
         assert not target.with_name(f"c{step}.partial").exists()
         step += 1
     assert step > 20
+
+
+def _files_that_need_not_be_written_again(partial: Path) -> dict[str, int]:
+    """The shards that have a record; all of them where there is a manifest already."""
+    pattern = "shard-*.lmdb" if (partial / spec.MANIFEST_NAME).exists() else "shard-*.json"
+    shards = [file.with_suffix(".lmdb") for file in partial.glob(pattern)]
+    return {shard.name: shard.stat().st_ino for shard in shards}
 
 
 def _build_until(step: int, dataset: Any, target: Path) -> bool:
@@ -173,6 +182,13 @@ def test_a_shard_that_was_lost_in_between_is_built_again(tmp_path):
     build(Made(SIZE, mixed), tmp_path / "c", layout="source", block_bytes=3000)
     build(Made(SIZE, mixed), tmp_path / "d", layout="source", block_bytes=3000)
     assert digests(tmp_path / "c") == digests(tmp_path / "d")
+
+
+def test_files_that_no_plan_speaks_of_are_not_published(tmp_path):
+    (tmp_path / "c.partial").mkdir()
+    (tmp_path / "c.partial" / "shard-00099.lmdb").write_bytes(b"from another time")
+    build([1, 2, 3], tmp_path / "c")
+    assert sorted(digests(tmp_path / "c")) == ["manifest.json", "shard-00000.lmdb"]
 
 
 def test_two_builds_of_one_path_at_once_do_not_meet(tmp_path):

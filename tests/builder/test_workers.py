@@ -91,6 +91,14 @@ def test_the_bytes_are_the_same_wherever_the_dataset_comes_from(expected, tmp_pa
             assert digests(tmp_path / f"{number} {num_workers}") == expected
 
 
+def test_only_builds_of_the_same_samples_with_the_same_options_share_an_id(tmp_path):
+    options: list[dict[str, Any]] = [{}, {"seed": 1}, {"layout": "source"}, {"codec": "none"}, {"block_bytes": 9000}]
+    ids = [build(factory(), tmp_path / str(number), **one).manifest.cache_id for number, one in enumerate(options)]
+    ids += [build(dataset, tmp_path / name).manifest.cache_id for name, dataset in [("a", factory(401)), ("b", [1, 2])]]
+    assert len(set(ids)) == len(ids)
+    assert build(factory(), tmp_path / "again").manifest.cache_id == ids[0]
+
+
 def test_a_dataset_that_cannot_be_sent_to_a_spawned_worker_is_a_usage_error(tmp_path, start_method, leaves_nothing):
     start_method("spawn")
     with pytest.raises(UsageError, match=r"a database connection.*give a callable") as caught:

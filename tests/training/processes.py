@@ -46,8 +46,14 @@ def _received(reader: Any, deadline: float) -> Any:
     return value
 
 
-def _report(writer: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def as_any_other() -> None:
+    """Let this process start its own as one does that a user starts: a forked one has its parent's way."""
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
+
+
+def _report(writer: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    as_any_other()
     try:
         writer.send(("value", function(*arguments)))
     except BaseException:

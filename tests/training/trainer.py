@@ -8,6 +8,7 @@ from typing import Any
 
 import shardcache
 from shardcache import CachedDataset, Loader
+from tests.training.processes import as_any_other
 
 GLOBAL_BATCH, RANKS, SEED = 32, 4, 5
 
@@ -39,6 +40,7 @@ def train(
 
     One that is to be killed never ends by itself, however late the kill is.
     """
+    as_any_other()
     ranks = loaders(path, world_size, workers, **options)
     seen: list[Any] = []
     if checkpoint.exists():
