@@ -95,7 +95,7 @@ class CachedDataset(IterableDataset[Any]):
         transport: str = "auto",
     ) -> None:
         self.cache = cache if isinstance(cache, Cache) else _opened(cache)
-        self._ranks = topology.ranks(rank, world_size)
+        self._ranks, self._are_ranks_given = topology.ranks(rank, world_size), rank is not None
         self._shape = settings.batch_shape(
             self._ranks, batch_size, global_batch_size, canonical_ranks, drop_last, remainder
         )
@@ -154,6 +154,7 @@ class CachedDataset(IterableDataset[Any]):
 
     def announced(self) -> AbstractContextManager[tuple[int, int]]:
         """For a loader: around what begins an iteration; (epoch, first step) of it."""
+        self._check_ranks()
         return self._epochs.announced(self._is_shuffled)
 
     @property
@@ -233,8 +234,13 @@ class CachedDataset(IterableDataset[Any]):
         )
         return Plan(geometry, order, self.cache.rows_of)
 
+    def _check_ranks(self) -> None:
+        if not self._are_ranks_given:
+            topology.check_unchanged(self._ranks)
+
     def __iter__(self) -> Iterator[Any]:
         check_caller(self._recipe.batch_size)
+        self._check_ranks()
         worker = topology.worker()
         if worker.is_process:
             torch.set_num_threads(1)

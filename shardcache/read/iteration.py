@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
 from torch.utils.data import default_convert
@@ -33,6 +34,7 @@ class Iteration(Iterator[Any]):
         self._epoch, self._start, self._yielded = epoch, start, skip
         self._values = self._run(epoch, start, skip)
         self._error: Exception | None = None
+        self._traceback: TracebackType | None = None
 
     def __next__(self) -> Any:
         if self._error is not None:

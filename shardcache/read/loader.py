@@ -24,21 +24,32 @@ class _Begun:
 
     epoch: int
     step: int
+    calls: int  # of a trainer, before
+
+
+class _TrainersEpoch:
+    """``sampler.set_epoch``, which is where Lightning looks for it.
+
+    It is called before each epoch, but for the first one (of a training that goes on with any epoch) after ``iter``.
+    """
+
+    def __init__(self, dataset: "CachedDataset") -> None:
+        self._dataset, self.calls = dataset, 0
+
+    def __call__(self, epoch: int) -> None:
+        self._dataset.set_epoch(epoch)
+        self.calls += 1
 
 
 class _Counted(Iterator[Any]):
-    """Counts the batches of an iteration. No generator: one that raised is finished, and would end the epoch early.
+    """Counts the batches of an iteration. No generator: one that raised is finished, and would end the epoch early."""
 
-    Lightning loads a state, begins to iterate, and only then sets the epoch, which is the next one where the state was
-    saved at the end of an epoch: the rest of the old one is not wanted any more. ``resumed`` is the loader of such an
-    iteration.
-    """
-
-    def __init__(self, batches: Iterator[Any], begun: _Begun, resumed: "Loader | None") -> None:
-        self._batches, self._begun, self._resumed = batches, begun, resumed
+    def __init__(self, batches: Iterator[Any], begun: _Begun, loader: "Loader") -> None:
+        self._batches, self._begun = batches, begun
+        self._loader: Loader | None = loader  # until the first batch
 
     def __next__(self) -> Any:
-        loader, self._resumed = self._resumed, None
+        loader, self._loader = self._loader, None
         if loader is not None and loader.is_overtaken(self._begun):
             self._batches = iter(loader)
         batch = next(self._batches)
@@ -66,7 +77,7 @@ class Loader(DataLoader[Any]):
         options.setdefault("collate_fn", as_it_is)
         self._begun: _Begun | None = None  # the iteration that was begun last
         super().__init__(dataset, batch_size=None, **options)
-        vars(self.sampler)["set_epoch"] = dataset.set_epoch  # where Lightning looks for it
+        self._trainers_epoch = vars(self.sampler)["set_epoch"] = _TrainersEpoch(dataset)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration."""
@@ -74,12 +85,13 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         with self.dataset.announced() as position:
-            begun = self._begun = _Begun(*position)
-            return _Counted(super().__iter__(), begun, self if begun.step else None)
+            begun = self._begun = _Begun(*position, self._trainers_epoch.calls)
+            return _Counted(super().__iter__(), begun, self)
 
     def is_overtaken(self, begun: _Begun) -> bool:
-        """Whether another epoch was set since an iteration was begun, and no other iteration was begun since."""
-        return self._begun is begun and self.dataset.position[0] != begun.epoch
+        """Whether a trainer has set another epoch for an iteration, the last one that was begun."""
+        is_last, called = self._begun is begun, self._trainers_epoch.calls > begun.calls
+        return is_last and called and self.dataset.position[0] != begun.epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is: plain values, independent of the number of workers."""

@@ -18,7 +18,8 @@ from torch._utils import ExceptionWrapper
 from shardcache.read import loans
 from shardcache.read.ring import Region, Rings, Rows, align
 
-PIPE_BYTES = 16 * 1024  # a tensor that is not in the ring and smaller than this goes through the pipe
+PIPE_BYTES = 1024  # a tensor that is not in the ring and smaller than this goes through the pipe
+COPIES_BYTES = 64 * 1024  # the least that is taken for copies
 
 _DTYPES = {value: name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _NAMES = {dtype: name for dtype, name in _DTYPES.items() if not name.startswith("q")}  # quantized: not bytes alone
@@ -107,31 +108,32 @@ class _Pickler(ForkingPickler):
         address = tensor.data_ptr()
         region = self._rings.find(address)
         if region is None:
-            return NotImplemented if tensor.is_shared() else self._copied(tensor, name, shape)
+            return NotImplemented if tensor.untyped_storage().is_shared() else self._copied(tensor, name, shape)
         strides = None if tensor.is_contiguous() else tensor.stride()
         return loans.tensor, (region, address - region.address, name, shape, strides)
 
     def _copied(self, tensor: Tensor, name: str, shape: tuple[int, ...]) -> Any:
         """A tensor that lies elsewhere: its bytes, through the ring or the pipe."""
-        count = loans.span(shape, tensor.stride())
-        if count > tensor.numel():  # there are holes between its elements
-            tensor = tensor.contiguous()
-            count = tensor.numel()
-        strides = None if tensor.is_contiguous() else tensor.stride()
-        flat = tensor.as_strided((count,), (1,))
+        strides = None
+        if not tensor.is_contiguous():
+            count = loans.span(shape, tensor.stride())
+            if count <= tensor.numel():  # no holes between its elements
+                strides = tensor.stride()
+                tensor = tensor.as_strided((count,), (1,))
+        flat = tensor.reshape(-1)
         place = self._place(flat.nbytes) if flat.nbytes >= PIPE_BYTES else None
         if place is None:
             raw = flat.view(torch.uint8).numpy()
             return loans.tensor, (pickle.PickleBuffer(raw), 0, name, shape, strides)  # type: ignore[arg-type]
         region, memory, offset = place
-        torch.frombuffer(memory, dtype=flat.dtype, count=count, offset=offset).copy_(flat)
+        torch.frombuffer(memory, dtype=flat.dtype, count=len(flat), offset=offset).copy_(flat)
         return loans.tensor, (region, offset, name, shape, strides)
 
     def _place(self, nbytes: int) -> tuple[Region, memoryview, int] | None:
-        """Memory for a copy. A message takes few regions, each as large as all before it, however many its copies."""
+        """Memory for a copy. A message takes few regions, each as large as those before it, however many its copies."""
         if not self._copies or self._used + nbytes > len(self._copies[-1][1]):
             before = sum(len(memory) for _, memory in self._copies)
-            taken = self._rings.take(max(nbytes, before)) or self._rings.take(nbytes)
+            taken = self._rings.take(max(nbytes, before, COPIES_BYTES)) or self._rings.take(nbytes)
             if taken is None:
                 return None
             self._copies.append(taken)

@@ -39,6 +39,18 @@ def ranks(rank: int | None, world_size: int | None) -> Ranks:
     return Ranks(rank, world_size)
 
 
+def check_unchanged(then: Ranks) -> None:
+    """:class:`UsageError` where a process group was made after a dataset, which then takes each process for the only one."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    now = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    if now != then:
+        raise UsageError(
+            f"this dataset was made for rank {then.rank} of {then.world_size}, but this process is rank {now.rank} of "
+            f"{now.world_size} now: make the dataset after the process group, or pass rank= and world_size="
+        )
+
+
 def _from_environment() -> tuple[int, int]:
     rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None or world_size is None:

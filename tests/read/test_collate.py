@@ -10,7 +10,7 @@ import torch
 
 import shardcache
 from shardcache import Cache, CachedDataset, Pad, Padded, ShardCacheWarning, StructureError, UsageError
-from tests.read.sources import SOURCES, Source, load
+from tests.read.sources import SOURCES, Source, exhaust, load
 
 CacheOf = Callable[..., Cache]
 
@@ -88,7 +88,7 @@ class TestPolicies:
         self, cache_of: CacheOf, column: str, workers: int
     ) -> None:
         with pytest.raises((StructureError, UsageError), match=f"column '{column}' cannot be padded"):
-            list(load(texts(cache_of, columns=[column], collate={column: "pad"}), workers))
+            exhaust(load(texts(cache_of, columns=[column], collate={column: "pad"}), workers))
 
     def test_optional_values_cannot_be_padded(self, cache_of: CacheOf) -> None:
         with pytest.raises((StructureError, UsageError), match="column 'mask' cannot be padded"):

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")  # from a process without threads, which has torch already
-CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "shardcache.read.dataset", "tests.training.processes"])
+CONTEXT.set_forkserver_preload(
+    ["torch", "torch._dynamo", "accelerate", "shardcache.read.dataset", "tests.training.processes"]
+)
 
 
 def together(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], timeout: float = 60) -> list[Any]:

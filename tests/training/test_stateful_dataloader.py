@@ -12,6 +12,8 @@ from tests.read.sources import numbers
 from tests.training.conftest import CacheOf
 from tests.training.test_resume import SMALL_BUFFER, epoch_of, loader_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata calls it
+
 WORKERS = [(0, False), (1, False), (2, False), (3, True)]
 
 
@@ -91,13 +93,12 @@ def test_samples_too(cache: Cache) -> None:
     assert sorted(samples) == list(range(1000))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_state_of_something_else_is_refused(cache: Cache, workers: int) -> None:
-    first = stateful(cache, workers, False)
+def test_a_state_of_something_else_is_refused(cache: Cache) -> None:
+    first = stateful(cache, 0, False)
     list(itertools.islice(first, 3))
     state = first.state_dict()
     for other, said in (({"seed": 6}, "seed=5; now it is 6"), ({"batch_size": 16}, "global_batch_size=32; now it is 16")):
-        second = stateful(cache, workers, False, **other)
+        second = stateful(cache, 0, False, **other)
         second.load_state_dict(copy.deepcopy(state))
         with pytest.raises(UsageError, match=said):
             next(iter(second))
