@@ -54,15 +54,23 @@ def pack(rings: Rings, content: object) -> bytes:
         return file.getvalue()
     except Exception:
         pickler.withdraw()
-    try:
-        return bytes(ForkingPickler.dumps(content))
-    except Exception as error:
-        if not isinstance(content, tuple):  # a DataLoader's message is (number, batch)
-            raise
-        text = "".join(traceback.format_exception(error))
-        failure = TypeError(f"this batch cannot be sent to the training process:\n{text}")
-        wrapped = ExceptionWrapper((TypeError, failure, None), where=f"in process {os.getpid()}")
-        return bytes(ForkingPickler.dumps((content[0], wrapped)))
+        try:
+            return _plain(content)
+        except Exception as error:
+            if not isinstance(content, tuple):  # a DataLoader's message is (number, batch)
+                raise
+            return _plain((content[0], _failure(error)))
+
+
+def _plain(content: object) -> bytes:
+    return bytes(ForkingPickler.dumps(content))
+
+
+def _failure(error: Exception) -> ExceptionWrapper:
+    """What the DataLoader raises when it meets it in place of a batch."""
+    text = "".join(traceback.format_exception(error))
+    failure = TypeError(f"this batch cannot be sent to the training process:\n{text}")
+    return ExceptionWrapper((TypeError, failure, None), where=f"in process {os.getpid()}")
 
 
 def unpack(payload: bytes) -> object:
@@ -114,19 +122,20 @@ class _Pickler(ForkingPickler):
 
     def _copied(self, tensor: Tensor, name: str, shape: tuple[int, ...]) -> Any:
         """A tensor that lies elsewhere: its bytes, through the ring or the pipe."""
-        strides = None
+        count, strides = tensor.numel(), None
         if not tensor.is_contiguous():
-            count = loans.span(shape, tensor.stride())
-            if count <= tensor.numel():  # no holes between its elements
-                strides = tensor.stride()
-                tensor = tensor.as_strided((count,), (1,))
-        flat = tensor.reshape(-1)
+            span = loans.span(shape, tensor.stride())
+            if span > count:  # there are holes between its elements
+                tensor = tensor.contiguous()
+            else:
+                count, strides = span, tensor.stride()
+        flat = tensor.as_strided((count,), (1,))
         place = self._place(flat.nbytes) if flat.nbytes >= PIPE_BYTES else None
         if place is None:
             raw = flat.view(torch.uint8).numpy()
             return loans.tensor, (pickle.PickleBuffer(raw), 0, name, shape, strides)  # type: ignore[arg-type]
         region, memory, offset = place
-        torch.frombuffer(memory, dtype=flat.dtype, count=len(flat), offset=offset).copy_(flat)
+        torch.frombuffer(memory, dtype=flat.dtype, count=count, offset=offset).copy_(flat)
         return loans.tensor, (region, offset, name, shape, strides)
 
     def _place(self, nbytes: int) -> tuple[Region, memoryview, int] | None:

@@ -18,10 +18,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shardcache.errors import UsageError
+from shardcache.read import messages
 from shardcache.read.transport import TorchTransport, transport
+
+
+@pytest.fixture(autouse=True)
+def no_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the ring's way fails another one follows, which would hide that; a forked worker inherits this."""
+    plain = messages._plain
+
+    def refuse(content: Any) -> bytes:
+        assert isinstance(content[1], ExceptionWrapper), "the ring's way failed"
+        return plain(content)
+
+    monkeypatch.setattr(messages, "_plain", refuse)
+
 
 Pair = namedtuple("Pair", "tag half")
 Transform = Callable[[Any], Any]
