@@ -6,7 +6,7 @@ The dataset gives each rank its own batches. ``accelerator.prepare(loader)`` wou
 """
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import nn
 
 import shardcache
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     train = shardcache.CachedDataset(parts["train"], batch_size=32, shuffle=True, seed=0, **ranks)
     loader = train.loader(num_workers=2, persistent_workers=True)
     network = digits.network()
-    model, optimizer = accelerator.prepare(network, torch.optim.Adam(network.parameters(), lr=1e-3))
+    model, optimizer = accelerator.prepare(network, torch.optim.Adam(network.parameters(), lr=5e-3))
 
     accelerator.register_for_checkpointing(loader)  # save_state() and load_state() take its state along
     checkpoint = options.out / "accelerate_loop"
@@ -37,9 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
             optimizer.step()
             optimizer.zero_grad()
         accelerator.save_state(str(checkpoint))
-        share = accuracy(
-            accelerator, model, shardcache.CachedDataset(parts["val"], batch_size=100, with_meta=True, **ranks)
-        )
+        val = shardcache.CachedDataset(parts["val"], batch_size=100, order="stored", with_meta=True, **ranks)
+        share = accuracy(accelerator, model, val)
         accelerator.print(f"epoch {epoch}: {100 * share:.1f}% of the digits are read")
     accelerator.end_training()
 
@@ -48,10 +47,10 @@ def accuracy(accelerator: Accelerator, model: nn.Module, ds: shardcache.CachedDa
     """Ranks have equally many batches, filled up with samples that come again: those are not valid."""
     counts = torch.zeros(2, device=accelerator.device)
     for (images, labels), meta in ds.loader():
-        right = model(images.to(accelerator.device)).argmax(1).cpu() == labels
-        counts += torch.stack([(right & meta.valid).sum(), meta.valid.sum()]).to(accelerator.device)
-    total = accelerator.reduce(counts)
-    return (total[0] / total[1]).item()
+        hits = model(images.to(accelerator.device)).argmax(1).cpu() == labels
+        counts += torch.stack([(hits & meta.valid).sum(), meta.valid.sum()]).to(accelerator.device)
+    right, count = accelerator.reduce(counts).tolist()
+    return float(right / count)
 
 
 if __name__ == "__main__":

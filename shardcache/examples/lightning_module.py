@@ -44,7 +44,7 @@ class Reader(lightning.LightningModule):
         self.network = digits.network()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+        return torch.optim.Adam(self.parameters(), lr=5e-3)
 
     def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:  # noqa: ARG002
         images, labels = batch
@@ -67,8 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Train from the last checkpoint on."""
     options = digits.parse("lightning_module", __doc__, arguments)
     every = ModelCheckpoint(options.out, filename="lightning", every_n_train_steps=10, enable_version_counter=False)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    trainer = lightning.Trainer(max_epochs=options.epochs, callbacks=[every], default_root_dir=options.out, **quiet)
+    trainer = lightning.Trainer(
+        max_epochs=options.epochs, callbacks=[every], logger=False, num_sanity_val_steps=0, enable_progress_bar=False
+    )
     last = options.out / "lightning.ckpt"
     trainer.fit(Reader(), datamodule=DigitsData(options.out), ckpt_path=str(last) if last.exists() else None)
 

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     loader = train.loader(num_workers=2, persistent_workers=True)
     network = digits.network()
     model = DistributedDataParallel(network) if distributed.is_initialized() else network
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
 
     checkpoint = options.out / "plain_loop.pt"
     if checkpoint.exists():
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         loader.set_epoch(epoch)
         for images, labels in loader:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+            nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
             state = loader.state_dict()
             if state["step"] % 10 == 0 or state["step"] == len(loader):

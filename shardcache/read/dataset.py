@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -121,6 +122,7 @@ class CachedDataset(IterableDataset[Any]):
             transport=transport,
         )
         self._epochs = Epochs()
+        self._twins: weakref.WeakSet[CachedDataset] = weakref.WeakSet()  # of its loaders
         _check(self._recipe)
         if self._shape.batch_size is not None and whole is None and collate_fn is None and collate is None:
             _say_what_is_a_list(fields, by_column)
@@ -141,11 +143,14 @@ class CachedDataset(IterableDataset[Any]):
         """The epoch of iterations that begin from now on, in persistent workers too."""
         check_accelerate(self._ranks.world_size)
         self._epochs.set(epoch)
+        for twin in list(self._twins):
+            twin.set_epoch(epoch)
 
     def resume(self, *, epoch: int, step: int) -> None:
         """Begin the next iteration at a step of an epoch; later epochs are whole again.
 
-        ``step`` counts the batches of this rank (samples without ``batch_size``) that were delivered before.
+        ``step`` counts the batches of this rank (samples without ``batch_size``) that were delivered before, by a
+        number of workers that divides 48: those of any other are not the first ones of the epoch.
         """
         steps = self._epoch_steps * (self._epochs_wanted or 1)
         if type(step) is not int or not 0 <= step <= steps:
@@ -161,9 +166,13 @@ class CachedDataset(IterableDataset[Any]):
     def _is_shuffled(self) -> bool:
         return self._order == "shuffled"
 
+    def is_same_for(self, workers: int) -> bool:
+        """Whether this number of workers delivers the batches in the order of a single one."""
+        return self._plan(0).is_same_for(workers)
+
     def place(self, epoch: int, step: int) -> tuple[int, int]:
-        """(epoch, step) where ``step`` has run on into later epochs of an iteration that never ends."""
-        if self._epochs_wanted is not None:
+        """(epoch, step) where ``step`` may have run on into later epochs of one iteration."""
+        if self._epochs_wanted == 1:
             return epoch, step
         further, step = divmod(step, max(1, self._epoch_steps))
         return epoch + further, step
@@ -217,7 +226,8 @@ class CachedDataset(IterableDataset[Any]):
         ``options`` are the DataLoader's own: ``pin_memory``, ``prefetch_factor``, ``persistent_workers``, ...
         """
         twin = object.__new__(type(self))  # with epochs of its own: two loaders do not set each other's
-        twin.__dict__.update(self.__dict__, _epochs=Epochs(*self.position))
+        twin.__dict__.update(self.__dict__, _epochs=Epochs(*self.position), _twins=weakref.WeakSet())
+        self._twins.add(twin)
         return Loader(twin, num_workers=num_workers, **options)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -225,7 +235,7 @@ class CachedDataset(IterableDataset[Any]):
         calls = [recipe.transform, recipe.batch_transform, *recipe.column_transforms.values()]
         for name, call in [*((t.name, t.call) for t in calls if t is not None), ("collate_fn", recipe.collate_fn)]:
             check_picklable(name, call)
-        return self.__dict__
+        return {**self.__dict__, "_twins": weakref.WeakSet()}
 
     def _plan(self, epoch: int) -> Plan:
         geometry, one = self.cache.geometry, settings.row_bytes(self.cache.manifest, self._recipe.fields)

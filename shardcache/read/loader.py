@@ -94,11 +94,20 @@ class Loader(DataLoader[Any]):
         return is_last and called and self.dataset.position[0] != begun.epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is: plain values, independent of the number of workers."""
+        """Where the training is: plain values, independent of the number of workers.
+
+        Raises:
+            UsageError: the number of workers does not divide 48, and the epoch has begun.
+        """
         epoch, step = self.dataset.position
         if self._begun is not None and self._begun.epoch == epoch:  # else set_epoch was called since
             step = self._begun.step
         epoch, step = self.dataset.place(epoch, step)
+        if step and not self.dataset.is_same_for(max(1, self.num_workers)):
+            raise UsageError(
+                f"with {self.num_workers} workers the batches delivered so far are not the first {step} of the epoch, and "
+                "nothing could go on from them: use a number of workers that divides 48 to save a state within an epoch"
+            )
         return {"version": states.VERSION, "epoch": epoch, "step": step, **self.dataset.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

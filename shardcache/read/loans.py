@@ -4,17 +4,18 @@ A ring is one anonymous file in memory (memfd) that a worker process made and th
 
     byte 0      16 bytes  the ring's name: random, since (pid, descriptor) recurs from one epoch to the next
     byte 16     1 byte    1: the worker has gone on to a larger ring, no new batch will lie in this one
-    byte 64     LOANS    one byte a loan: 0 free, 1 taken
-    byte 65536  ...       the batches, in whole pages
+    byte 64     LOANS     one byte a loan: 0 free, 1 taken
+    byte 65536  the rest  the batches, in whole pages
 
 Why this is sound without a lock
     A loan is one batch (or a part of one) on its way to, or in, this process. Each of the two changes of its byte has
     one writer: 0 -> 1 by the worker, before it sends the message that carries the loan; 1 -> 0 by this process, once,
-    when the last tensor that views the loan is dead. No byte is ever changed by "read, add, write", so none is lost.
-    Order: the worker's writes to the batch come before the message, and a message passes through a pipe, which
-    orders memory on every processor. In the other direction a tensor is dead when its storage's count of references,
-    an atomic that releases on every decrement and acquires on the last, reaches zero; so all reads through any tensor,
-    by any thread, are over before the byte is written, also on ARM, where a plain store may overtake a load. The worker
+    when the last tensor that views the loan is dead (by the worker, if the message could not be made). No byte is ever
+    changed by "read, add, write", so no change is lost.
+    Order: the worker's writes to the batch come before the message, and a message passes through a pipe, which orders
+    memory on every processor. In the other direction a tensor is dead when its storage's count of references, an
+    atomic that releases on every decrement and acquires on the last, reaches zero; so all reads through any tensor, by
+    any thread, are over before the byte is written, also on ARM, where a plain store may overtake a load. The worker
     writes to the memory again only after a branch on that byte, and no processor writes ahead of a branch.
 
 How a ring is found

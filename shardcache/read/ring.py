@@ -32,7 +32,7 @@ def _whole_pages(nbytes: int) -> int:
 
 
 class Region:
-    """A part of a ring: one batch, or one tensor that was copied in."""
+    """A part of a ring: one batch, or copies of tensors that a message holds."""
 
     __slots__ = ("address", "end", "forked", "loans", "owner", "ring", "rows", "start")
 

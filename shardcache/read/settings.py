@@ -188,10 +188,13 @@ def slots(plan: Plan, owned_lanes: int, owned_strands: int, rows_at_once: int) -
     if order.kind != "lanes":
         return max(2, min(plan.geometry.blocks, 2 * -(-rows_at_once // per_block) + 2, 64))
     strands = owned_lanes * owned_strands
-    live = math.ceil(order.span / _block_rows(plan.geometry)) + 2 if per_block > 1 else 0
+    rows = _block_rows(plan.geometry)
+    if not plan.geometry.is_even:
+        rows /= 1.5  # blocks that bring few rows come in runs
+    live = math.ceil(order.span / rows) + 2 if per_block > 1 else 0
     laps = -(-plan.steps * plan.global_batch // plan.geometry.rows)  # more than one where rows fill up a batch
     visits = max(1, laps) * plan.geometry.blocks + 2 * strands
-    return min(strands * live + -(-rows_at_once // per_block) + 2 * owned_strands, visits)
+    return min(strands * live + math.ceil(rows_at_once / rows) + 2 * owned_strands, visits)
 
 
 def warn_of_source_order(manifest: Manifest, batch_rows: int) -> None:

@@ -103,7 +103,9 @@ class TestVaryingShapes:
             texts(cache_of)
 
     @pytest.mark.parametrize(
-        "options", [{"collate": "list"}, {"columns": ["number"]}, {"batch_size": None}, {"transform": same}], ids=str
+        "options",
+        [{"collate": "list"}, {"columns": ["number"]}, {"batch_size": None}, {"transform": same}],
+        ids=["collate", "columns", "samples", "transform"],
     )
     def test_are_not_mentioned_where_they_do_not_matter(self, cache_of: CacheOf, options: Any) -> None:
         texts(cache_of, **options)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -199,3 +200,26 @@ class TestStatesThatDoNotFit:
         loader = dataset(cache_of).loader()
         with pytest.raises(UsageError, match="must be"):
             loader.load_state_dict({**loader.state_dict(), **change})
+
+
+def test_a_number_of_workers_whose_batches_come_in_an_order_of_their_own_cannot_save_a_position(
+    cache_of: Callable[..., Cache],
+) -> None:
+    dataset = CachedDataset(cache_of("numbers"), batch_size=4, shuffle=True, shuffle_buffer=8)
+    loader = dataset.loader(5)
+    assert loader.state_dict()["step"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # also in the workers, where that very order is warned of
+        batches = iter(loader)
+        next(batches)
+    with pytest.raises(UsageError, match="divides 48"):
+        loader.state_dict()
+
+
+def test_set_epoch_on_the_dataset_reaches_the_loaders_that_it_made(cache_of: Callable[..., Cache]) -> None:
+    dataset = CachedDataset(cache_of("numbers"), batch_size=4, shuffle=True)
+    loader = dataset.loader()
+    first = [batch[0].tolist() for batch in loader]
+    dataset.set_epoch(1)
+    assert loader.state_dict()["epoch"] == 1
+    assert [batch[0].tolist() for batch in loader] != first

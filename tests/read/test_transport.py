@@ -373,6 +373,7 @@ def unusual(batch: Any) -> Any:
     return {
         "batch": batch,
         "gradient": tag.double().requires_grad_(),
+        "gradient in the ring": batch["rest"][0].half.requires_grad_(),
         "parameter": torch.nn.Parameter(batch["image"].float()),
         "sparse": torch.eye(3).to_sparse() * tag[1],
         "conjugate": torch.tensor([1 + 2j]).conj(),

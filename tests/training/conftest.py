@@ -18,8 +18,6 @@ def numbers_of(tmp_path_factory: pytest.TempPathFactory) -> CacheOf:
     root: Path = tmp_path_factory.mktemp("numbers")
 
     def build(size: int) -> Cache:
-        return shardcache.build(
-            Numbers(size), root / str(size), block_bytes=1000, if_exists="open", progress=False
-        )
+        return shardcache.build(Numbers(size), root / str(size), block_bytes=1000, if_exists="open", progress=False)
 
     return build

@@ -62,8 +62,10 @@ def _report(writer: Any, function: Callable[..., Any], arguments: tuple[Any, ...
         writer.send(("error", traceback.format_exc()))
 
 
-def job(function: Callable[..., Any], world_size: int, rendezvous: Any, *arguments: Any, timeout: float = 60) -> list[Any]:
-    """What each rank of a job returns: ``function(*arguments)`` in ``world_size`` processes with a gloo process group."""
+def job(
+    function: Callable[..., Any], world_size: int, rendezvous: Any, *arguments: Any, timeout: float = 60
+) -> list[Any]:
+    """What each rank of a job returns: ``function(*arguments)`` in so many processes with a gloo process group."""
     calls = [(function, rank, world_size, str(rendezvous), arguments) for rank in range(world_size)]
     return together(_in_process_group, calls, timeout)
 
@@ -72,9 +74,7 @@ def _in_process_group(
     function: Callable[..., Any], rank: int, world_size: int, rendezvous: str, arguments: tuple[Any, ...]
 ) -> Any:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     try:
         return function(*arguments)
     finally:

@@ -29,7 +29,9 @@ def cache(numbers_of: CacheOf) -> Cache:
 def launched(**options: Any) -> Accelerator:
     """An accelerator in one process of a job, as ``accelerate launch --cpu`` starts them."""
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size))
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
+    )
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")  # not used: there is a process group already
     accelerator = Accelerator(cpu=True, **options)
     assert (accelerator.process_index, accelerator.num_processes) == (rank, world_size)
@@ -87,7 +89,8 @@ def prepared(path: str, workers: int, dispatch: bool) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loader = accelerator.prepare(loader_for(accelerator, path, workers, remainder="drop"))
-        refusal = contextlib.nullcontext() if dispatch else contextlib.suppress(TypeError)  # Accelerate's own, of batches
+        # A loader without a batch size is more than Accelerate's way of not dispatching can do.
+        refusal = contextlib.nullcontext() if dispatch else contextlib.suppress(TypeError)
         with refusal:
             list(itertools.islice(loader, 2))
     return [str(warning.message) for warning in caught if warning.category is ShardCacheWarning]

@@ -156,7 +156,7 @@ def test_the_training_of_these_tests_would_hang_if_ranks_had_different_numbers_o
     tmp_path: Path, numbers_of: CacheOf
 ) -> None:
     cache = numbers_of(16 * 2 * 3 + 1)
-    with pytest.raises(AssertionError, match="hangs|raised|died"):
+    with pytest.raises(AssertionError, match=r"hangs|raised|died"):
         job(train, 2, tmp_path / "keep", str(cache.path), "keep", 0, timeout=12)
 
 

@@ -84,7 +84,7 @@ class TestKilled:
 def loader_of(cache: Cache, workers: int = 0, persistent: bool = False, **options: Any) -> Loader:
     options = {"shuffle": True, "seed": 5, **SMALL_BUFFER, **options}
     if "global_batch_size" not in options:
-        options["batch_size"] = 32
+        options.setdefault("batch_size", 32)
     return CachedDataset(cache, **options).loader(num_workers=workers, persistent_workers=persistent)
 
 
@@ -198,9 +198,7 @@ class TestAnotherState:
         assert "pass seed=5" in self.refused(state, loader_of(cache, seed=6))
         assert "pass order='shuffled'" in self.refused(state, loader_of(cache, shuffle=False, order="stored"))
         assert "pass remainder='keep'" in self.refused(state, loader_of(cache, remainder="drop"))
-        assert "pass canonical_ranks=1" in self.refused(
-            state, loader_of(cache, canonical_ranks=2, remainder="keep")
-        )
+        assert "pass canonical_ranks=1" in self.refused(state, loader_of(cache, canonical_ranks=2, remainder="keep"))
 
     def test_of_another_shuffle_buffer_where_it_makes_a_difference(self, cache: Cache) -> None:
         state = loader_of(cache).state_dict()

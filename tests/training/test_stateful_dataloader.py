@@ -43,9 +43,7 @@ def test_it_gives_the_epochs_of_a_loader_of_ours(cache: Cache, workers: int, per
 
 @pytest.mark.parametrize(("workers", "persistent"), WORKERS)
 @pytest.mark.parametrize("step", [1, 13, 31, 32])
-def test_a_new_one_goes_on_where_the_state_was_taken(
-    cache: Cache, workers: int, persistent: bool, step: int
-) -> None:
+def test_a_new_one_goes_on_where_the_state_was_taken(cache: Cache, workers: int, persistent: bool, step: int) -> None:
     expected = [epoch_of(loader_of(cache), epoch) for epoch in range(5)]
     first = stateful(cache, workers, persistent)
     assert one_epoch(first, 2) == expected[2]
@@ -97,7 +95,10 @@ def test_a_state_of_something_else_is_refused(cache: Cache) -> None:
     first = stateful(cache, 0, False)
     list(itertools.islice(first, 3))
     state = first.state_dict()
-    for other, said in (({"seed": 6}, "seed=5; now it is 6"), ({"batch_size": 16}, "global_batch_size=32; now it is 16")):
+    for other, said in (
+        ({"seed": 6}, "seed=5; now it is 6"),
+        ({"batch_size": 16}, "global_batch_size=32; now it is 16"),
+    ):
         second = stateful(cache, 0, False, **other)
         second.load_state_dict(copy.deepcopy(state))
         with pytest.raises(UsageError, match=said):
