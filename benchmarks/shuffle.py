@@ -76,7 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="write the figures to this file too")
     options = parser.parse_args()
-    print(f"{'samples':>9} {'bytes':>6} {'batch':>5} {'buffer':>7} {'layout':>8}   deviation (full)   kept mates (full)")
+    print(
+        f"{'samples':>9} {'bytes':>6} {'batch':>5} {'buffer':>7} {'layout':>8}   deviation (full)   kept mates (full)"
+    )
     results = []
     for case in cases():
         results.append(found := measure(case))

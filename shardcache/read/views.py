@@ -59,6 +59,8 @@ def _groups(cache: "Cache", name: str) -> list[Integers]:
     for position, value in enumerate(values(cache, [name])[0]):
         key = value.item() if getattr(value, "ndim", None) == 0 else value
         try:
+            if hasattr(key, "ndim"):  # a tensor can be hashed, but no other is equal to it
+                raise TypeError
             groups.setdefault(key, []).append(position)
         except TypeError:
             raise UsageError(f"stratify: column {name!r} holds {type(value).__name__}, not labels") from None

@@ -1,4 +1,4 @@
-"""Parts of a cache: ``select``, ``split`` and ``filter`` write nothing, read nothing that they do not hold, and train."""
+"""Parts of a cache: ``select``, ``split`` and ``filter`` write nothing, read what they hold and no more, and train."""
 
 import itertools
 import pickle
@@ -123,7 +123,9 @@ class TestSplit:
 
     def test_stratified_it_reads_the_column_of_labels_and_no_other(self, tmp_path: Path) -> None:
         cache = damaged(tmp_path, lambda block: True)
-        assert len(cache.split({"val": 0.5}, stratify="0")["val"]) > 0
+        with pytest.raises(DamagedBlockError):
+            cache.split({"val": 0.5}, stratify="1")
+        assert len(cache.split({"val": 1.0}, stratify="0")["val"]) > 0
 
     @pytest.mark.parametrize(
         ("fractions", "said"),
@@ -141,7 +143,7 @@ class TestSplit:
             cache.split(fractions)
 
     def test_three_thirds_are_the_whole(self, cache: Cache) -> None:
-        parts = cache.split({name: 1 / 3 for name in "abc"})
+        parts = cache.split(dict.fromkeys("abc", 1 / 3))
         assert sum(map(len, parts.values())) == SIZE
 
     def test_a_column_that_holds_no_labels_is_an_error(self, cache: Cache) -> None:
@@ -151,7 +153,7 @@ class TestSplit:
             cache.split({"a": 0.5}, stratify="lable")
 
 
-FROZEN: list[int] = []
+FROZEN = [100, 212, 232, 279, 286, 312, 419, 523, 672, 692]
 
 
 class TestFilter:
@@ -159,7 +161,6 @@ class TestFilter:
         view = cache.filter(columns=["label", "even"], where=lambda label, even: label == "c" and even)
         assert indices(view) == [index for index in range(800, 950) if index % 2 == 0]
         assert indices(cache.filter("index", lambda index: index > 996)) == [997, 998, 999]
-        assert indices(cache.filter(columns=0, where=lambda index: index < 2)) == [0, 1]
 
     def test_reads_only_the_columns_that_are_named(self, tmp_path: Path) -> None:
         cache = damaged(tmp_path, lambda block: True)
@@ -205,7 +206,7 @@ def damaged(tmp_path: Path, where: Any) -> Cache:
     """Numbers in source layout; the vectors of the blocks for which ``where`` is true are changed on disk."""
     path = tmp_path / "damaged"
     plain = shardcache.build(Numbers(3000), path, layout="source", codec="none", block_bytes=4000, progress=False)
-    stored = [bytes(plain.blocks.read(number, [1])[1]._data) for number in range(plain.manifest.blocks)]
+    stored = [bytes(plain.blocks.read(number, [2])[2]._data) for number in range(plain.manifest.blocks)]
     found = 0
     for shard in sorted(path.glob("*")):
         data = bytearray(shard.read_bytes())
@@ -242,28 +243,37 @@ class TestUntouched:
         with pytest.raises(DamagedBlockError):
             list(CachedDataset(cache, batch_size=10, order="stored"))
 
-    def test_shards_that_hold_no_sample_of_a_view_need_not_be_there(self, tmp_path: Path, cache: Cache) -> None:
-        if cache.manifest.layout == "shuffled":
-            cache = shardcache.build(Numbers(100_000), tmp_path / "many", layout="source", progress=False)
-            assert len(cache.manifest.shards) > 1
-            view = shardcache.open(cache.path).select(range(50))
-            for shard in sorted(cache.path.glob("*"))[1:]:
-                if shard.name != "manifest.json":
-                    shard.unlink()
-            assert sorted(index for index, _ in CachedDataset(view, order="stored")) == list(range(50))
+    def test_shards_that_hold_no_sample_of_a_view_need_not_be_there(self, tmp_path: Path) -> None:
+        cache = shardcache.build(Large(), tmp_path / "large", layout="source", progress=False)
+        first, *others = sorted(path for path in cache.path.iterdir() if path.name != "manifest.json")
+        assert others
+        for shard in others:
+            shard.unlink()
+        view = shardcache.open(cache.path).select(range(50))
+        assert [index for index, _ in CachedDataset(view, order="stored")] == list(range(50))
+        assert first.exists()
+
+
+class Large(Source):
+    size = 400
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray]:
+        return index, np.full(1 << 16, index % 256, np.uint8)
+
+
+ORDERS = ({"shuffle": True}, {"shuffle": True, "shuffle_buffer": 30}, {"order": "stored"}, {"order": "source"})
+
+
+@pytest.fixture(scope="module")
+def view(cache: Cache) -> Cache:
+    return cache.split({"train": 0.37}, seed=2, stratify="label")["train"]
 
 
 class TestTraining:
-    ORDERS = ({"shuffle": True}, {"shuffle": True, "shuffle_buffer": 30}, {"order": "stored"}, {"order": "source"})
-
-    @pytest.fixture(scope="class")
-    def view(self, cache: Cache) -> Cache:
-        return cache.split({"train": 0.37}, seed=2, stratify="label")["train"]
-
     @pytest.mark.filterwarnings("ignore:source order on a cache of shuffled layout")
     @pytest.mark.parametrize("workers", [0, 1, 2, 3])
     def test_every_sample_comes_once_in_every_order(self, view: Cache, workers: int) -> None:
-        for options in self.ORDERS:
+        for options in ORDERS:
             ds = CachedDataset(view, batch_size=16, with_meta=True, collate="list", **options)
             epochs = []
             for epoch in (0, 1):
@@ -280,6 +290,7 @@ class TestTraining:
             if options.get("order") == "source":
                 assert epochs[0] == indices(view)
 
+    @pytest.mark.filterwarnings("ignore:source order on a cache of shuffled layout")
     def test_source_order_is_the_order_of_the_selection(self, cache: Cache) -> None:
         wanted = [900, 3, 500, 4, 2]
         ds = CachedDataset(cache.select(wanted), batch_size=2, columns="index", collate="list")
