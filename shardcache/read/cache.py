@@ -133,7 +133,7 @@ class Cache(Dataset[Any]):
                 raise self.blocks.value_error(number, position, offset, error) from None
         return values
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names what is inside: the digest of the manifest; of a view, of that and of its samples."""
         if self._selected is None:

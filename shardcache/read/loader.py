@@ -105,8 +105,8 @@ class Loader(DataLoader[Any]):
         epoch, step = self.dataset.place(epoch, step)
         if step and not self.dataset.is_same_for(max(1, self.num_workers)):
             raise UsageError(
-                f"with {self.num_workers} workers the batches delivered so far are not the first {step} of the epoch, and "
-                "nothing could go on from them: use a number of workers that divides 48 to save a state within an epoch"
+                f"with {self.num_workers} workers the batches delivered so far are not the first {step} of the epoch, "
+                "and nothing could go on from them: use a number of workers that divides 48 to save a state within an epoch"
             )
         return {"version": states.VERSION, "epoch": epoch, "step": step, **self.dataset.identity()}
 

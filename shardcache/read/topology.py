@@ -40,7 +40,7 @@ def ranks(rank: int | None, world_size: int | None) -> Ranks:
 
 
 def check_unchanged(then: Ranks) -> None:
-    """:class:`UsageError` where a process group was made after a dataset, which then takes each process for the only one."""
+    """:class:`UsageError` where a process group was made after a dataset, which took its process for the only one."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return
     now = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())

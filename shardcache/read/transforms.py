@@ -72,7 +72,8 @@ def blamed_on(what: str) -> Iterator[None]:
     """Let the user's own exceptions through, with a note that says which sample it was.
 
     torch rebuilds an exception in the training process from its type and one string; one that cannot be built so would
-    lose its message there, and is raised as a :class:`SampleError` here. So is a StopIteration, which would end the epoch.
+    lose its message there, and is raised as a :class:`SampleError` here. So is a StopIteration, which would end the
+    epoch.
     """
     try:
         yield

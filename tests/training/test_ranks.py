@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 import shardcache
 from shardcache import Cache, CachedDataset, UsageError
@@ -77,6 +78,34 @@ def test_the_rank_is_what_was_given_else_the_process_groups_else_the_environment
 
 def _call(function: Any, *arguments: Any) -> Any:
     return function(*arguments)
+
+
+def made_too_early(rendezvous: str, rank: int, path: str, given: dict[str, int], workers: int) -> str:
+    """What is said of a dataset that was made before the process group."""
+    ds = CachedDataset(path, batch_size=4, order="stored", **given)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    try:
+        for loader in (ds.loader(num_workers=workers), DataLoader(ds, batch_size=None, num_workers=workers)):
+            next(iter(loader))
+    except UsageError as error:
+        return str(error)
+    finally:
+        torch.distributed.destroy_process_group()
+    return "nothing"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_was_made_before_the_process_group_says_so(cache: Cache, tmp_path: Path, workers: int) -> None:
+    for given, expected in (
+        ({}, "make the dataset after the process group"),
+        ({"rank": 0, "world_size": 1}, "nothing"),
+    ):
+        arguments = (str(cache.path), given, workers)
+        calls = [(_call, made_too_early, str(tmp_path / expected), rank, *arguments) for rank in range(2)]
+        said = together(_call, calls)
+        assert all(expected in text for text in said), said
+        if not given:
+            assert "made for rank 0 of 1, but this process is rank 1 of 2 now" in said[1]
 
 
 def test_ranks_that_make_no_sense_are_errors(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
