@@ -106,7 +106,7 @@ class Loader(DataLoader[Any]):
         if step and not self.dataset.is_same_for(max(1, self.num_workers)):
             raise UsageError(
                 f"with {self.num_workers} workers the batches delivered so far are not the first {step} of the epoch, "
-                "and nothing could go on from them: use a number of workers that divides 48 to save a state within an epoch"
+                "and nothing could go on from them: use a number of workers that divides 48 to save a state there"
             )
         return {"version": states.VERSION, "epoch": epoch, "step": step, **self.dataset.identity()}
 
