@@ -171,8 +171,8 @@ class CachedDataset(IterableDataset[Any]):
         return self._plan(0).is_same_for(workers)
 
     def place(self, epoch: int, step: int) -> tuple[int, int]:
-        """(epoch, step) where ``step`` may have run on into later epochs of one iteration."""
-        if self._epochs_wanted == 1:
+        """(epoch, step) where ``step`` has run on into later epochs of an iteration that never ends."""
+        if self._epochs_wanted is not None:
             return epoch, step
         further, step = divmod(step, max(1, self._epoch_steps))
         return epoch + further, step
@@ -235,7 +235,10 @@ class CachedDataset(IterableDataset[Any]):
         calls = [recipe.transform, recipe.batch_transform, *recipe.column_transforms.values()]
         for name, call in [*((t.name, t.call) for t in calls if t is not None), ("collate_fn", recipe.collate_fn)]:
             check_picklable(name, call)
-        return {**self.__dict__, "_twins": weakref.WeakSet()}
+        return {name: value for name, value in self.__dict__.items() if name != "_twins"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _twins=weakref.WeakSet())
 
     def _plan(self, epoch: int) -> Plan:
         geometry, one = self.cache.geometry, settings.row_bytes(self.cache.manifest, self._recipe.fields)

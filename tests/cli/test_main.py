@@ -1,5 +1,6 @@
 """What all commands have in common: help, errors, exit codes, output that is piped."""
 
+import functools
 import os
 import re
 import signal
@@ -189,7 +190,14 @@ def test_ctrl_c_ends_a_running_build_without_a_traceback(folder: Path):
     )
     command = [sys.executable, "-m", "shardcache", "build", "slow.py:Slow", "--out", "out"]
     with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell ignores the signal for what it starts in the background.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        ),  # which a shell ignores in the background
     ) as child:
         try:
             for _ in range(600):

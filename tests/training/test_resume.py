@@ -294,7 +294,6 @@ class TestOrdinaryDataLoader:
         ds = self.dataset(cache)
         ds.resume(epoch=2, step=30)
         loader = ds.loader()
-        ds.set_epoch(7)
         assert (loader.state_dict()["epoch"], loader.state_dict()["step"]) == (2, 30)
         assert numbers(loader) == epoch_of(loader_of(cache), 2)[30:]
 
