@@ -196,8 +196,6 @@ def test_ctrl_c_ends_a_running_build_without_a_traceback(folder: Path):
         text=True,
         # A shell ignores the signal for what it starts in the background.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-            signal.signal, signal.SIGINT, signal.SIG_DFL
-        ),  # which a shell ignores in the background
     ) as child:
         try:
             for _ in range(600):
