@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import shardcache
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LANGUAGES = {"python", "sh", "console"}  # console: what a test cannot run
@@ -97,8 +99,8 @@ def run_python(block: Block, module: types.ModuleType) -> None:
         assert expected is None or isinstance(node, ast.Expr), f"{where}: only an expression has a value"
         ast.increment_lineno(node, block.line - 1)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", "This DataLoader will create|This process")
+            warnings.simplefilter("ignore")  # what other libraries say to each other
+            warnings.simplefilter("error", shardcache.ShardCacheWarning)
             if isinstance(node, ast.Expr):
                 value = eval(compile(ast.Expression(node.value), str(ROOT / "README.md"), "eval"), vars(module))
             else:
