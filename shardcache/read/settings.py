@@ -194,7 +194,8 @@ def slots(plan: Plan, owned_lanes: int, owned_strands: int, rows_at_once: int) -
     live = math.ceil(order.span / rows) + 2 if per_block > 1 else 0
     laps = -(-plan.steps * plan.global_batch // plan.geometry.rows)  # more than one where rows fill up a batch
     visits = max(1, laps) * plan.geometry.blocks + 2 * strands
-    return min(strands * live + math.ceil(rows_at_once / rows) + 2 * owned_strands, visits)
+    ends = 2 * owned_strands * max(1, laps)  # parts of blocks, of which a batch may touch more
+    return min(strands * live + math.ceil(rows_at_once / rows) + ends, visits)
 
 
 def warn_of_source_order(manifest: Manifest, batch_rows: int) -> None:

@@ -18,7 +18,7 @@ from shardcache.cli import main, text
 from shardcache.errors import DamagedError, ShardCacheWarning
 from tests.cli.conftest import ROOT, Process, Run, error_of
 
-COMMANDS = ["build", "head", "info", "verify"]
+COMMANDS = ["bench", "build", "head", "info", "verify"]
 
 WITHOUT_TORCH = """
 import sys

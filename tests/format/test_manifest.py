@@ -279,7 +279,8 @@ def test_whatever_stands_in_a_field_is_an_error_of_ours_or_a_sound_manifest(data
         found = decode(signed(content))
     except (ManifestError, FormatVersionError):
         return
-    assert manifest.decode(manifest.encode(found), "again") == found
+    again = manifest.decode(manifest.encode(found), "again")  # its digest is that of other bytes
+    assert msgspec.structs.replace(again, digest="") == msgspec.structs.replace(found, digest="")
 
 
 class TestReading:
