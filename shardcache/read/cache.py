@@ -185,14 +185,12 @@ class Cache(Dataset[Any]):
         """The values of some fields at some rows of block ``number``, a list a field."""
         assembler = Assembler(self.manifest, fields, self.types)
         columns = self.blocks.read(number, assembler.positions)
+        positions = range(len(self.manifest.columns))
+        decoded = (self._values(number, columns, offset) for offset in offsets)
+        rows = [[values.get(position, ABSENT) for position in positions] for values in decoded]
         out = []
         for field in fields:
-            join = assembler.field_joiner(field)
-            rows = [self._values(number, columns, offset) for offset in offsets]
-            found = (
-                join([values.get(position, ABSENT) for position in range(len(self.manifest.columns))])
-                for values in rows
-            )
+            found = map(assembler.field_joiner(field), rows)
             out.append([None if value is ABSENT else value for value in found])
         return out
 
