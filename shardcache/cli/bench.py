@@ -1,5 +1,6 @@
 """``shardcache bench``."""
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,8 +69,6 @@ def _figure(value: float | None) -> str:
 
 
 def _quality(cache: "Cache", label: str | None, batch_size: int, buffer: str | None) -> dict[str, Any]:
-    import dataclasses
-
     import shardcache
     from shardcache.quality import shuffle_quality
 
@@ -82,8 +81,6 @@ def _quality(cache: "Cache", label: str | None, batch_size: int, buffer: str | N
 
 
 def _speeds(cache: "Cache", batch_size: int, workers: tuple[int, ...], seconds: float) -> dict[str, Any]:
-    import dataclasses
-
     from shardcache.speed import throughput
 
     found = [throughput(cache, batch_size=batch_size, num_workers=number, seconds=seconds) for number in workers]
