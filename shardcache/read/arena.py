@@ -15,12 +15,13 @@ import torch
 
 from shardcache.format.columns import BlockRows, fixed_row_bytes
 from shardcache.format.permutation import Integers
-from shardcache.format.schema import ABSENT
 from shardcache.read.blocks import Blocks
 from shardcache.read.fields import TENSOR, Field
 from shardcache.read.strand import Rows
 
-_WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
+_WORDS = tuple(np.dtype(word) for word in ("u8", "u4", "u2", "u1"))
+
+Values = dict[int, list[Any]]
 
 
 class Arena:
@@ -34,29 +35,52 @@ class Arena:
         self._blocks, self._keep = blocks, keep
         self._rows_per_block = blocks.manifest.rows_per_block
         self._fixed = {field.position: _Fixed(blocks, field, slots) for field in fields if field.batch == TENSOR}
-        self._others = sorted({at for field in fields if field.batch != TENSOR for at in field.positions})
+        self._others = _other_columns(fields)
         self._slots = slots
         self._free = list(range(slots))
         self._slot_of: OrderedDict[int, int] = OrderedDict()  # visit -> slot, the oldest first
         self._columns: list[dict[int, BlockRows]] = [{}] * slots
 
-    def runs(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
+    def take(self, rows: Rows, outs: Sequence[torch.Tensor]) -> Values:
+        """Fill ``outs``, a tensor for each fixed field in their order, with ``rows``.
+
+        Returns the values of the columns of all other fields: by position, one a row, ABSENT where there is none.
+        """
+        values: Values = {position: [] for position in self._others}
+        for part, run in self._runs(rows):
+            places = self._load(run)
+            for fixed, out in zip(self._fixed.values(), outs, strict=True):
+                fixed.gather(places, out[part])
+            for position, column in values.items():
+                column += self._values(position, places, run)
+            self._release(run)
+        return values
+
+    def _runs(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         """``rows`` in runs whose blocks fit into the arena together; in most cases, one."""
-        if not self._keep or len(np.unique(rows.visit)) <= self._slots:
+        if not self._keep or len(rows.visit) <= self._slots or len(np.unique(rows.visit)) <= self._slots:
             yield slice(0, len(rows.visit)), rows
             return
         for start in range(0, len(rows.visit), self._slots):
             part = slice(start, start + self._slots)
             yield part, rows.part(part)
 
-    def load(self, rows: Rows) -> Integers:
+    def _load(self, rows: Rows) -> Integers:
         """See that the blocks of ``rows`` are here; returns the place of each row (slot * rows a block + offset)."""
-        visits, first, inverse = np.unique(rows.visit, return_index=True, return_inverse=True)
-        blocks = rows.block[first].tolist()
-        slots = [self._slot(visit, block) for visit, block in zip(visits.tolist(), blocks, strict=True)]
-        return np.array(slots, np.int64)[inverse] * self._rows_per_block + rows.offset
+        visits = rows.visit.tolist()
+        if self._keep:
+            for visit in dict.fromkeys(visits):
+                if visit in self._slot_of:
+                    self._slot_of.move_to_end(visit)
+        slots = list(map(self._slot_of.get, visits))
+        if None in slots:
+            for visit, block in dict(zip(visits, rows.block.tolist(), strict=True)).items():
+                if visit not in self._slot_of:
+                    self._fill(visit, block)
+            slots = list(map(self._slot_of.__getitem__, visits))
+        return np.array(slots, np.int64) * self._rows_per_block + rows.offset
 
-    def release(self, rows: Rows) -> None:
+    def _release(self, rows: Rows) -> None:
         """Free the slots whose last row is among ``rows``."""
         if not self._keep:
             for visit in rows.visit[rows.last].tolist():
@@ -64,12 +88,8 @@ class Arena:
                 self._columns[slot] = {}
                 heapq.heappush(self._free, slot)
 
-    def _slot(self, visit: int, block: int) -> int:
-        slot = self._slot_of.get(visit)
-        if slot is not None:
-            if self._keep:
-                self._slot_of.move_to_end(visit)
-            return slot
+    def _fill(self, visit: int, block: int) -> None:
+        """Decode a block into a slot."""
         if self._free:
             slot = heapq.heappop(self._free)
         elif self._keep:
@@ -80,7 +100,6 @@ class Arena:
         into = {position: fixed.memory(slot, count) for position, fixed in self._fixed.items()}
         self._columns[slot] = self._blocks.read(block, self._others, into)
         self._slot_of[visit] = slot
-        return slot
 
     def _grow(self) -> int:
         """More blocks at once than the plan's bound says (many short ones): a few slots more, rather than no batch."""
@@ -92,21 +111,50 @@ class Arena:
         self._slots += more
         return slot
 
-    def gather(self, field: Field, places: Integers, out: torch.Tensor) -> None:
-        """The rows of a fixed field at ``places`` into ``out``."""
-        self._fixed[field.position].gather(torch.from_numpy(places), out)
+    def _values(self, position: int, places: Integers, rows: Rows) -> list[Any]:
+        """The values of a column at ``places``, where ``rows`` lie."""
+        slots, blocks = (places // self._rows_per_block).tolist(), rows.block.tolist()
+        return [
+            self._blocks.value(self._columns[slot], block, position, offset)
+            for slot, block, offset in zip(slots, blocks, rows.offset.tolist(), strict=True)
+        ]
 
-    def values(self, position: int, places: Integers, rows: Rows) -> list[Any]:
-        """The values of a column at ``places``, where ``rows`` lie; ABSENT where there is none."""
-        slots, offsets = np.divmod(places, self._rows_per_block)
-        values = []
-        for slot, offset in zip(slots.tolist(), offsets.tolist(), strict=True):
-            column = self._columns[slot].get(position)
-            try:
-                values.append(ABSENT if column is None else column.value(offset))
-            except ValueError as error:
-                raise self._blocks.value_error(int(rows.block[len(values)]), position, offset, error) from None
+
+class Straight:
+    """For blocks of one row: there is nothing to wait for, so it goes from its shard into the batch, in one copy."""
+
+    def __init__(self, blocks: Blocks, fields: Sequence[Field]) -> None:
+        self._blocks = blocks
+        self._fixed = [field.position for field in fields if field.batch == TENSOR]
+        self._others = _other_columns(fields)
+
+    def take(self, rows: Rows, outs: Sequence[torch.Tensor]) -> Values:
+        """As :meth:`Arena.take` does."""
+        values: Values = {position: [] for position in self._others}
+        memories = [_bytes_of(out) for out in outs]
+        for row, block in enumerate(rows.block.tolist()):
+            into = {position: memory[row].data for position, memory in zip(self._fixed, memories, strict=True)}
+            columns = self._blocks.read(block, self._others, into)
+            for position, column in values.items():
+                column.append(self._blocks.value(columns, block, position, 0))
         return values
+
+
+def buffer_for(blocks: Blocks, fields: Sequence[Field], slots: int, *, keep: bool) -> Arena | Straight:
+    """What rows go through on their way into batches."""
+    if blocks.manifest.rows_per_block == 1:
+        return Straight(blocks, fields)
+    return Arena(blocks, fields, slots, keep=keep)
+
+
+def _other_columns(fields: Sequence[Field]) -> list[int]:
+    return sorted({at for field in fields if field.batch != TENSOR for at in field.positions})
+
+
+def _bytes_of(out: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """The memory of a batch: a row of bytes for each of its rows."""
+    row_bytes = out[:1].numel() * out.itemsize
+    return out.view(-1).view(torch.uint8).numpy().reshape(len(out), row_bytes)
 
 
 class _Fixed:
@@ -115,7 +163,7 @@ class _Fixed:
     def __init__(self, blocks: Blocks, field: Field, slots: int) -> None:
         self._row_bytes = fixed_row_bytes(blocks.manifest.columns[field.position])
         self._rows = blocks.manifest.rows_per_block
-        self._word_bytes, self._word = next(word for word in _WORDS if self._row_bytes % word[0] == 0)
+        self._word = next(word for word in _WORDS if self._row_bytes % word.itemsize == 0)
         self._bytes = np.empty(0, np.uint8)
         self.grow(slots)
 
@@ -123,17 +171,16 @@ class _Fixed:
         old, self._bytes = self._bytes, np.empty(slots * self._rows * self._row_bytes, np.uint8)
         self._bytes[: len(old)] = old
         if self._row_bytes:
-            words = self._row_bytes // self._word_bytes
-            self._table = torch.from_numpy(self._bytes).view(self._word).view(-1, words)
+            self._table = self._bytes.view(self._word).reshape(-1, self._row_bytes // self._word.itemsize)
 
     def memory(self, slot: int, count: int) -> memoryview:
         """Where the ``count`` rows of a block go."""
         start = slot * self._rows * self._row_bytes
         return self._bytes.data[start : start + count * self._row_bytes]
 
-    def gather(self, places: torch.Tensor, out: torch.Tensor) -> None:
-        if not self._row_bytes or not len(places):
-            return
-        flat = out.view(-1) if out.dim() != 1 else out
-        words = (flat if flat.dtype == self._word else flat.view(self._word)).view(len(places), -1)
-        torch.index_select(self._table, 0, places, out=words)
+    def gather(self, places: Integers, out: torch.Tensor) -> None:
+        """The rows at ``places`` into ``out``."""
+        if self._row_bytes and len(places):
+            # "clip" because "raise" would go through a copy; the places are ours. Not torch's index_select: it would
+            # start a team of threads for each thread that calls it.
+            np.take(self._table, places, axis=0, out=_bytes_of(out).view(self._word), mode="clip")

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from shardcache.errors import DamagedBlockError
 from shardcache.format import block, nested, shard, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
 from shardcache.format.manifest import Manifest
+from shardcache.format.schema import ABSENT
 from shardcache.format.shard import ShardReader, ShardSeal
 
 _KEPT_INDICES = 128
@@ -84,10 +85,16 @@ class Blocks:
         with self._lease(at) as reader:
             return block.open_body(reader.get(place.key), place)
 
-    def value_error(self, number: int, position: int, row: int, error: ValueError) -> DamagedBlockError:
-        """The error for a row whose bytes are not a value."""
-        place = self._place(*divmod(number, self.manifest.blocks_per_shard), position, row)
-        return block.damaged(place, f"not a value ({error})")
+    def value(self, columns: Mapping[int, BlockRows], number: int, position: int, row: int) -> Any:
+        """The value of a column at a row of block ``number``, whose columns were read; ABSENT where there is none."""
+        rows = columns.get(position)
+        if rows is None:
+            return ABSENT
+        try:
+            return rows.value(row)
+        except ValueError as error:
+            place = self._place(*divmod(number, self.manifest.blocks_per_shard), position, row)
+            raise block.damaged(place, f"not a value ({error})") from None
 
     def _index(self, reader: ShardReader, at: int) -> bytes:
         """The form of every (block, column) of a shard."""

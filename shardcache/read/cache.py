@@ -125,13 +125,7 @@ class Cache(Dataset[Any]):
 
     def _values(self, number: int, columns: dict[int, BlockRows], offset: int) -> dict[int, Any]:
         """The value of each column at a row of a block."""
-        values = {}
-        for position, rows in columns.items():
-            try:
-                values[position] = rows.value(offset)
-            except ValueError as error:
-                raise self.blocks.value_error(number, position, offset, error) from None
-        return values
+        return {position: self.blocks.value(columns, number, position, offset) for position in columns}
 
     @cached_property
     def digest(self) -> str:

@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT
 from shardcache.read import collate, transforms
-from shardcache.read.arena import Arena
+from shardcache.read.arena import Values, buffer_for
 from shardcache.read.cache import Cache
 from shardcache.read.collate import Meta, Policies
 from shardcache.read.fields import LIST, RAGGED, TENSOR, Assembler, Field
+from shardcache.read.geometry import Flags
 from shardcache.read.plan import PlanReader
 from shardcache.read.strand import Rows
 from shardcache.read.transforms import Transform
@@ -46,20 +47,42 @@ class Recipe:
         return self.batch_size is None or self.transform is not None or self.collate_fn is not None
 
     @property
+    def steps_at_once(self) -> int:
+        """How many steps are read together: samples are many, and each is a step."""
+        return SAMPLES_AT_ONCE if self.batch_size is None else 1
+
+    @property
     def draws(self) -> bool:
         """Whether a transform may draw from the global generators."""
         calls = [self.transform, self.batch_transform, *self.column_transforms.values()]
         return any(call is not None and not call.takes_rng for call in calls)
 
 
+class Draft(NamedTuple):
+    """The rows of some steps, read and decoded: what is left to do with them may be the user's own code.
+
+    ``columns`` has an entry for each field, by position: a tensor, or the list of its values.
+    """
+
+    steps: list[int]
+    sources: Integers
+    valid: Flags
+    columns: dict[int, Any]
+
+
 class Pipeline:
-    """Makes what is yielded from the rows that ``reader`` gives; its buffer holds ``slots`` blocks."""
+    """Makes what is yielded from the rows that ``reader`` gives; its buffer holds ``slots`` blocks.
+
+    :meth:`draft` reads and decodes; :meth:`finish` transforms and collates. The first may run in another thread.
+    """
 
     def __init__(self, recipe: Recipe, reader: PlanReader, epoch: int, slots: int, *, keep: bool) -> None:
         self._recipe, self._reader, self._epoch = recipe, reader, epoch
         self._fields = [self._as_read(field) for field in recipe.fields]
+        self._tensors = [field for field in self._fields if field.batch == TENSOR]
+        self._shapes = [(collate.torch_dtype(field), field.shape) for field in self._tensors]
         self._assembler = Assembler(recipe.cache.manifest, recipe.fields, recipe.cache.types)
-        self._arena = Arena(recipe.cache.blocks, self._fields, slots, keep=keep)
+        self._buffer = buffer_for(recipe.cache.blocks, self._fields, slots, keep=keep)
         self._joiners = {f.position: self._assembler.field_joiner(f) for f in recipe.fields if len(f.positions) > 1}
         self._transport = transport(recipe.transport)
         self._guard: Callable[[], Any] = transforms.global_generators_kept if recipe.draws else nullcontext
@@ -74,41 +97,30 @@ class Pipeline:
 
     def run(self, steps: Iterable[int]) -> Iterator[Any]:
         """What is yielded for the steps."""
-        if self._recipe.batch_size is None:
-            steps = iter(steps)
-            chunks = iter(lambda: list(islice(steps, SAMPLES_AT_ONCE)), [])
-            return chain.from_iterable(map(self._samples_of, chunks))
-        return (batch for step in steps for batch in self._batches_of(step))
+        steps, at_once = iter(steps), self._recipe.steps_at_once
+        chunks = iter(lambda: list(islice(steps, at_once)), [])
+        return chain.from_iterable(self.finish(self.draft(chunk)) for chunk in chunks)
 
-    def _samples_of(self, steps: list[int]) -> list[Any]:
+    def draft(self, steps: list[int]) -> Draft:
+        """The rows of some steps, decoded."""
         rows = self._reader.rows(steps)
-        index = self._source_indices(rows)
-        with self._guard():
-            samples = self._samples(rows, index)
-        if not self._recipe.with_meta:
-            return samples
-        metas = zip(index.tolist(), rows.valid.tolist(), strict=True)
-        return [(sample, Meta(*meta)) for sample, meta in zip(samples, metas, strict=True)]
+        outs = self._transport.batch([(dtype, (len(rows.block), *shape)) for dtype, shape in self._shapes])  # type: ignore[arg-type]
+        values = self._buffer.take(rows, outs)
+        columns: dict[int, Any] = {}
+        for field, out in zip(self._tensors, outs, strict=True):
+            columns[field.position] = collate.native(field, out)
+        for field in self._fields:
+            if field.batch != TENSOR:
+                columns[field.position] = self._joined(field, values)
+        return Draft(steps, self._source_indices(rows), rows.valid, columns)
 
-    def _batches_of(self, step: int) -> list[Any]:
-        """The batch of a step; none where this rank has no rows of it."""
-        rows = self._reader.rows([step])
-        if not len(rows.block):
-            return []
-        recipe = self._recipe
-        index = self._source_indices(rows)
-        with self._guard():
-            if not recipe.makes_samples:
-                batch = self._batch(rows, index)
-            else:
-                samples = self._samples(rows, index)
-                batch = self._collated(samples)
-            if recipe.batch_transform is not None:
-                with transforms.blamed_on(f"batch_transform on epoch {self._epoch}, step {step}"):
-                    batch = recipe.batch_transform.apply(batch, transforms.sample_key(~recipe.seed, self._epoch, step))
-        if recipe.with_meta:
-            return [(batch, Meta(torch.from_numpy(index), torch.from_numpy(rows.valid)))]
-        return [batch]
+    def _joined(self, field: Field, values: Values) -> list[Any]:
+        """The values of a field, one a row."""
+        columns = [values[position] for position in field.positions]
+        if len(columns) == 1:
+            return columns[0]
+        join, before = self._joiners[field.position], [ABSENT] * field.position
+        return [join([*before, *row]) for row in zip(*columns, strict=True)]
 
     def _source_indices(self, rows: Rows) -> Integers:
         recipe = self._recipe
@@ -116,60 +128,68 @@ class Pipeline:
             return rows.block  # nobody looks
         return recipe.cache.source_indices(rows.block * recipe.cache.manifest.rows_per_block + rows.offset)
 
+    def finish(self, draft: Draft) -> list[Any]:
+        """What is yielded for a draft: its samples; or its batch, and nothing where this rank has no rows of it."""
+        if not len(draft.valid):
+            return []
+        with self._guard():
+            if self._recipe.batch_size is None:
+                samples = self._samples(draft)
+            else:
+                batch = self._collated(self._samples(draft)) if self._recipe.makes_samples else self._batch(draft)
+                batch = self._transformed(batch, draft.steps[0])
+        if self._recipe.batch_size is None:
+            if not self._recipe.with_meta:
+                return samples
+            metas = zip(draft.sources.tolist(), draft.valid.tolist(), strict=True)
+            return [(sample, Meta(*meta)) for sample, meta in zip(samples, metas, strict=True)]
+        if self._recipe.with_meta:
+            return [(batch, Meta(torch.from_numpy(draft.sources), torch.from_numpy(draft.valid)))]
+        return [batch]
+
     def _collated(self, samples: list[Any]) -> Any:
         if self._recipe.collate_fn is None:
             return collate.collate_samples(samples, self._recipe.policies)
         with transforms.blamed_on("collate_fn"):
             return self._recipe.collate_fn(samples)
 
-    def _batch(self, rows: Rows, index: Integers) -> Any:
-        """Fixed fields are gathered, column by column; the others are lists of values."""
-        tensors = [field for field in self._fields if field.batch == TENSOR]
-        lists = [field for field in self._fields if field.batch != TENSOR]
-        shapes = [(collate.torch_dtype(field), (len(rows.block), *field.shape)) for field in tensors]
-        outs = self._transport.batch(shapes)  # type: ignore[arg-type]
-        values: list[list[Any]] = [[] for _ in lists]
-        for part, run in self._arena.runs(rows):
-            places = self._arena.load(run)
-            for field, out in zip(tensors, outs, strict=True):
-                self._arena.gather(field, places, out[part])
-            for field, column in zip(lists, values, strict=True):
-                column += self._values(field, places, run, index[part])
-            self._arena.release(run)
+    def _transformed(self, batch: Any, step: int) -> Any:
+        transform = self._recipe.batch_transform
+        if transform is None:
+            return batch
+        with transforms.blamed_on(f"batch_transform on epoch {self._epoch}, step {step}"):
+            return transform.apply(batch, transforms.sample_key(~self._recipe.seed, self._epoch, step))
+
+    def _batch(self, draft: Draft) -> Any:
+        """Fixed fields are tensors already; the others are lists of values."""
         entries: dict[int, Any] = {}
-        for field, out in zip(tensors, outs, strict=True):
-            entries[field.position] = collate.native(field, out)
-        for field, column in zip(lists, values, strict=True):
+        for field in self._fields:
+            column = draft.columns[field.position]
+            if field.batch == TENSOR:
+                entries[field.position] = column
+                continue
+            transform = self._recipe.column_transforms.get(field.name)
+            if transform is not None:
+                column = self._applied(transform, column, draft.sources)
             column = [None if value is ABSENT else value for value in column]
-            if field.name in self._recipe.column_transforms:
-                entries[field.position] = collate.collate_values(field.name, column, self._recipe.policies)
-            else:
-                entries[field.position] = collate.list_column(field, column, self._recipe.policies)
+            as_batch = (
+                collate.list_column(field, column, self._recipe.policies)
+                if transform is None
+                else collate.collate_values(field.name, column, self._recipe.policies)
+            )
+            entries[field.position] = as_batch
         return self._assembler.join(entries)
 
-    def _samples(self, rows: Rows, index: Integers) -> list[Any]:
-        """The samples of some rows, as they went in, transformed."""
-        samples: list[Any] = []
-        for part, run in self._arena.runs(rows):
-            places = self._arena.load(run)
-            columns = [self._values(field, places, run, index[part]) for field in self._fields]
-            at = [field.position for field in self._fields]
-            samples += [self._assembler.join(dict(zip(at, row, strict=True))) for row in zip(*columns, strict=True)]
-            self._arena.release(run)
+    def _samples(self, draft: Draft) -> list[Any]:
+        """The samples of a draft, as they went in, transformed."""
+        columns = []
+        for field in self._fields:
+            transform, column = self._recipe.column_transforms.get(field.name), draft.columns[field.position]
+            columns.append(column if transform is None else self._applied(transform, column, draft.sources))
+        at = [field.position for field in self._fields]
+        samples = [self._assembler.join(dict(zip(at, row, strict=True))) for row in zip(*columns, strict=True)]
         transform = self._recipe.transform
-        if transform is not None:
-            samples = self._applied(transform, samples, index)
-        return samples
-
-    def _values(self, field: Field, places: Integers, rows: Rows, index: Integers) -> list[Any]:
-        """The values of a field, one a row, transformed where it has a transform."""
-        columns = [self._arena.values(position, places, rows) for position in field.positions]
-        values = columns[0]
-        if len(columns) > 1:
-            join, before = self._joiners[field.position], [ABSENT] * field.position
-            values = [join([*before, *row]) for row in zip(*columns, strict=True)]
-        transform = self._recipe.column_transforms.get(field.name)
-        return values if transform is None else self._applied(transform, values, index)
+        return samples if transform is None else self._applied(transform, samples, draft.sources)
 
     def _applied(self, transform: Transform, values: list[Any], index: Integers) -> list[Any]:
         out = []

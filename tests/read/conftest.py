@@ -15,16 +15,14 @@ BLOCK_BYTES = {"images": 600, "texts": 700, "numbers": 400, "detections": 900}  
 @pytest.fixture(scope="session")
 def cache_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cache]:
     """A cache of one of the sources, which nobody may change."""
-    built: dict[tuple[str, str], Cache] = {}
+    built: dict[tuple[str, str, int], Cache] = {}
     root: Path = tmp_path_factory.mktemp("caches")
 
-    def build(name: str, layout: str = "shuffled") -> Cache:
-        if (name, layout) not in built:
-            path = root / f"{name} {layout}"
-            block_bytes = BLOCK_BYTES.get(name, 4096)
-            built[name, layout] = shardcache.build(
-                SOURCES[name], path, layout=layout, block_bytes=block_bytes, progress=False
-            )
-        return built[name, layout]
+    def build(name: str, layout: str = "shuffled", block_bytes: int | None = None) -> Cache:
+        key = name, layout, block_bytes or BLOCK_BYTES.get(name, 4096)
+        if key not in built:
+            path = root / f"{name} {layout} {key[2]}"
+            built[key] = shardcache.build(SOURCES[name], path, layout=layout, block_bytes=key[2], progress=False)
+        return built[key]
 
     return build

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shardcache import Cache
-from shardcache.read.arena import Arena
+from shardcache.read.arena import Arena, Straight, buffer_for
 from shardcache.read.blocks import Blocks
 from shardcache.read.collate import native, torch_dtype
 from shardcache.read.fields import TENSOR
@@ -45,12 +45,9 @@ def arena(cache: Cache, slots: int, *, keep: bool) -> tuple[Arena, Reads]:
 
 def indices(cache: Cache, buffer: Arena, wanted: Rows) -> list[int]:
     """The first column (the source index) of some rows of the numbers."""
-    field = cache.schema["0"]
-    out = torch.empty(len(wanted.block), dtype=torch.int64)
-    for part, run in buffer.runs(wanted):
-        buffer.gather(field, buffer.load(run), out[part])
-        buffer.release(run)
-    return out.tolist()  # type: ignore[no-any-return]
+    outs = [torch.empty((len(wanted.block), *field.shape), dtype=torch_dtype(field)) for field in cache.schema]
+    buffer.take(wanted, outs)
+    return outs[0].tolist()  # type: ignore[no-any-return]
 
 
 def expected(cache: Cache, wanted: Rows) -> list[int]:
@@ -64,22 +61,25 @@ def cache(cache_of: CacheOf) -> Cache:
     return cache
 
 
-def test_every_column_of_any_dtype_is_gathered_to_the_bit(cache_of: CacheOf) -> None:
-    cache = cache_of("columns")
-    buffer, _ = arena(cache, cache.manifest.blocks, keep=True)
+@pytest.mark.parametrize("block_bytes", [None, 1], ids=["slots", "straight"])
+def test_every_column_of_any_dtype_is_gathered_to_the_bit(cache_of: CacheOf, block_bytes: int | None) -> None:
+    cache = cache_of("columns", block_bytes=block_bytes)
+    buffer = buffer_for(cache.blocks, cache.schema.fields, cache.manifest.blocks, keep=True)
+    assert isinstance(buffer, Straight if block_bytes else Arena)
     order = np.random.default_rng(0).permutation(150)
     block, offset = np.divmod(order, cache.manifest.rows_per_block)
     wanted = rows(block.tolist(), offset.tolist())
-    places, sources = buffer.load(wanted), cache.source_indices(order).tolist()
+    sources = cache.source_indices(order).tolist()
+    tensors = [field for field in cache.schema if field.batch == TENSOR]
+    outs = [torch.empty((150, *field.shape), dtype=torch_dtype(field)) for field in tensors]
+    values = buffer.take(wanted, outs)
     for field in cache.schema:
-        values = [SOURCES["columns"][index][field.name] for index in sources]
+        wanted_values = [SOURCES["columns"][index][field.name] for index in sources]
         if field.batch == TENSOR:
-            out = torch.empty((150, *field.shape), dtype=torch_dtype(field))
-            buffer.gather(field, places, out)
-            found = native(field, out)
-            assert [bits(row) for row in found] == [bits(as_tensor(value)) for value in values], field.name
+            found = native(field, outs[tensors.index(field)])
+            assert [bits(row) for row in found] == [bits(as_tensor(value)) for value in wanted_values], field.name
         else:
-            assert_same(buffer.values(field.position, places, wanted), values)
+            assert_same(values[field.position], wanted_values)
 
 
 class TestWithoutKeeping:
@@ -97,9 +97,9 @@ class TestWithoutKeeping:
     def test_the_lowest_free_slot_is_used_again(self, cache: Cache) -> None:
         buffer, _ = arena(cache, 50, keep=False)
         for block in range(40):
-            place = buffer.load(wanted := rows([block, block], [0, 9], last=[1]))
-            assert place.tolist() == [0, 9]
-            buffer.release(wanted)
+            wanted = rows([block, block], [0, 9], last=[1])
+            assert indices(cache, buffer, wanted) == expected(cache, wanted)
+            assert buffer._free[0] == 0
 
     def test_two_visits_of_a_block_are_apart(self, cache: Cache) -> None:
         buffer, reads = arena(cache, 4, keep=False)
