@@ -1,8 +1,10 @@
 """``manifest.json``: what a cache holds, strictly checked (``spec``, section 3)."""
 
+import errno
 import hashlib
 import math
 import os
+import stat
 from pathlib import Path
 
 import msgspec
@@ -200,17 +202,21 @@ def _totals_problem(column: Column, totals: ColumnTotals) -> str | None:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of the cache in ``directory``."""
+    """The manifest of the cache in ``directory``: a regular file, since a link could lead anywhere."""
     path = directory / spec.MANIFEST_NAME
+    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb") as file:
-            data = file.read(spec.MAX_MANIFEST_BYTES + 1)
+        with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ManifestError(f"{path}: must be a regular file, is of mode {stat.filemode(status.st_mode)}")
+            if status.st_size > spec.MAX_MANIFEST_BYTES:
+                raise ManifestError(f"{path}: must have at most {spec.MAX_MANIFEST_BYTES} bytes, has {status.st_size}")
+            data = file.read(spec.MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         hint = "no such directory" if not directory.exists() else f"it has no {spec.MANIFEST_NAME}"
         raise CacheNotFoundError(f"{directory}: not a cache ({hint}); 'shardcache build' makes one") from None
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > spec.MAX_MANIFEST_BYTES:
-        raise ManifestError(f"{path}: more than {spec.MAX_MANIFEST_BYTES} bytes")
+        reason = "must be a regular file, is a link" if error.errno == errno.ELOOP else error.strerror
+        raise ManifestError(f"{path}: cannot be read ({reason})") from None
     return decode(data, str(path))

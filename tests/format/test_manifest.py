@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -304,13 +305,18 @@ class TestReading:
 
     def test_a_manifest_without_end_is_refused(self, path, monkeypatch):
         monkeypatch.setattr(spec, "MAX_MANIFEST_BYTES", 100)
-        with pytest.raises(ManifestError, match="more than 100 bytes"):
+        with pytest.raises(ManifestError, match="at most 100 bytes, has"):
             shardcache.open(path)
 
     def test_a_named_pipe_does_not_block(self, path):
-        import os
-
         (path / "manifest.json").unlink()
         os.mkfifo(path / "manifest.json")
-        with pytest.raises(ManifestError):
+        with pytest.raises(ManifestError, match="must be a regular file, is of mode p"):
+            shardcache.open(path)
+
+    def test_a_link_is_not_followed(self, path):
+        """Even to the right file: one could lead anywhere."""
+        (path / "manifest.json").rename(path / "elsewhere")
+        (path / "manifest.json").symlink_to("elsewhere")
+        with pytest.raises(ManifestError, match="must be a regular file, is a link"):
             shardcache.open(path)
