@@ -1,0 +1,54 @@
+"""The table of faults: what is done to a cache, what must come of it, and how often it is tried."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from tests.faults import exchanged, flips, replaced
+from tests.faults.figures import Figures
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A row. ``run(trials, seed)`` does the trials; ``short`` is for CI, ``long`` for ``tools/torture --long``."""
+
+    name: str
+    fault: str
+    required: str
+    short: int
+    long: int
+    run: Callable[[int, int], Figures]
+
+
+def campaign(module: ModuleType) -> Campaign:
+    name = module.__name__.rpartition(".")[2]
+    return Campaign(name, module.FAULT, module.REQUIRED, module.SHORT, module.LONG, module.run)
+
+
+CAMPAIGNS = {
+    found.name: found
+    for found in map(
+        campaign,
+        [
+            flips,
+            replaced,
+            exchanged,
+        ],
+    )
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A campaign that was run."""
+
+    campaign: Campaign
+    figures: Figures
+    seconds: float
+
+
+def run(name: str, trials: int, seed: int) -> Row:
+    start = time.monotonic()
+    figures = CAMPAIGNS[name].run(trials, seed)
+    return Row(CAMPAIGNS[name], figures, time.monotonic() - start)
