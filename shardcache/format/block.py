@@ -97,7 +97,7 @@ def open_body(value: memoryview, place: Place) -> Body:
 def _fill(value: memoryview, out: memoryview, place: Place) -> None:
     stored = value[PREFIX_BYTES:]
     if value[14] == compression.NONE:
-        out[:] = stored
+        np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(stored, np.uint8))  # other threads run meanwhile
         return
     try:
         compression.decompress_into(stored, out)

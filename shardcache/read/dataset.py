@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,19 +11,21 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from shardcache.errors import ShardCacheWarning, UsageError
+from shardcache.errors import UsageError
 from shardcache.format.permutation import Integers
 from shardcache.read import cache as caches
+from shardcache.read import recipe as recipes
 from shardcache.read import settings, topology
+from shardcache.read.ahead import run_ahead
 from shardcache.read.cache import Cache
 from shardcache.read.collate import Pad, Policies
 from shardcache.read.epochs import Epochs
-from shardcache.read.fields import RAGGED, Field
 from shardcache.read.iteration import Iteration, check_accelerate, check_caller
 from shardcache.read.loader import Loader
 from shardcache.read.orphans import end_with_parent
-from shardcache.read.pipeline import SAMPLES_AT_ONCE, Pipeline, Recipe
+from shardcache.read.pipeline import Pipeline
 from shardcache.read.plan import Plan
+from shardcache.read.recipe import SAMPLES_AT_ONCE, Recipe
 from shardcache.read.transforms import Transform, check_picklable
 
 
@@ -62,6 +63,8 @@ class CachedDataset(IterableDataset[Any]):
         canonical_ranks: the world size for which the order is made (default: the present one). Every world size that
             divides it sees the same global batches.
         epochs: how many epochs one iteration goes through, each in its own order; None never ends.
+        threads: how many threads decode ahead of the consumer, in this process and in each worker process; 0: none, it
+            is done when a batch is asked for. The batches are the same, and transforms run in the consumer's thread.
         transport: ``"auto"``: batches reach the training process through shared memory that is used again and again;
             ``"torch"``: as the DataLoader sends them.
 
@@ -93,6 +96,7 @@ class CachedDataset(IterableDataset[Any]):
         global_batch_size: int | None = None,
         canonical_ranks: int | None = None,
         epochs: int | None = 1,
+        threads: int = 0,
         transport: str = "auto",
     ) -> None:
         self.cache = cache if isinstance(cache, Cache) else _opened(cache)
@@ -106,8 +110,11 @@ class CachedDataset(IterableDataset[Any]):
         if epochs is not None and (type(epochs) is not int or epochs < 1):
             raise UsageError(f"epochs must be 1 or more, or None for an endless iteration, was {epochs!r}")
         self._epochs_wanted = epochs
+        if type(threads) is not int or threads < 0:
+            raise UsageError(f"threads must be 0 or more, was {threads!r}")
+        self._threads = threads
         fields = self.cache.schema.choose(columns)
-        whole, by_column = _transforms(transform)
+        whole, by_column = recipes.transforms_of(transform)
         self._recipe = Recipe(
             cache=self.cache,
             fields=fields,
@@ -123,9 +130,9 @@ class CachedDataset(IterableDataset[Any]):
         )
         self._epochs = Epochs()
         self._twins: weakref.WeakSet[CachedDataset] = weakref.WeakSet()  # of its loaders
-        _check(self._recipe)
+        recipes.check(self._recipe)
         if self._shape.batch_size is not None and whole is None and collate_fn is None and collate is None:
-            _say_what_is_a_list(fields, by_column)
+            recipes.say_what_is_a_list(fields, by_column)
         if self._order == "source" and self.cache.manifest.layout == "shuffled":
             settings.warn_of_source_order(self.cache.manifest, self._shape.share * self._shape.strands)
 
@@ -283,12 +290,15 @@ class CachedDataset(IterableDataset[Any]):
 
     def _produce(self, plan: Plan, epoch: int, steps: Iterator[int], worker: topology.Worker) -> Iterator[Any]:
         """The steps of one epoch that belong to a worker."""
-        rows_at_once = self._recipe.batch_size or SAMPLES_AT_ONCE
-        lanes, strands = -(-plan.lanes // worker.workers), self._shape.strands // self._ranks.world_size
-        slots = settings.slots(plan, lanes, strands, rows_at_once)
+        threads = 1 if plan.order.kind == "full" else max(1, self._threads)
+        lanes, strands = -(-plan.lanes // (worker.workers * threads)), self._shape.strands // self._ranks.world_size
+        slots = settings.slots(plan, lanes, strands, self._recipe.batch_size or SAMPLES_AT_ONCE)
         keep = plan.order.kind != "lanes"
-        pipeline = Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep)
-        return pipeline.run(steps)
+        pipelines = [Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep) for _ in range(threads)]
+        if not self._threads:
+            return pipelines[0].run(steps)
+        round_steps = max(self._recipe.steps_at_once, threads * plan.run_steps)
+        return run_ahead(pipelines, lambda step: plan.thread_of(step, worker.workers, threads), steps, round_steps)
 
 
 def _opened(cache: Any) -> Cache:
@@ -298,48 +308,3 @@ def _opened(cache: Any) -> Cache:
         f"CachedDataset reads a cache, was given a {type(cache).__qualname__}: build one first, "
         "cache = shardcache.build(dataset, 'caches/train')"
     )
-
-
-def _transforms(transform: Any) -> tuple[Transform | None, dict[str, Transform]]:
-    """A transform of whole samples, or transforms by column."""
-    if transform is None:
-        return None, {}
-    if isinstance(transform, Mapping):
-        return None, {str(name): Transform(call, f"transform[{name!r}]") for name, call in transform.items()}
-    return Transform(transform, "transform"), {}
-
-
-def _say_what_is_a_list(fields: Sequence[Field], by_column: Mapping[str, Transform]) -> None:
-    """Columns whose shape varies come as lists: say so once, before somebody wonders."""
-    ragged = [field.name for field in fields if field.batch == RAGGED and field.name not in by_column]
-    if ragged:
-        names = ", ".join(map(repr, ragged))
-        wanted = ", ".join(f"{name!r}: 'pad'" for name in ragged)
-        warnings.warn(
-            f"the shape of {names} varies: batches hold a list; for tensors: collate={{{wanted}}}; "
-            "collate='list' says that a list is meant",
-            ShardCacheWarning,
-            stacklevel=3,
-        )
-
-
-def _check(recipe: Recipe) -> None:
-    known = {field.name for field in recipe.fields}
-    named = [("transform", name) for name in recipe.column_transforms]
-    if recipe.transform is None:
-        named += [("collate", name) for name in recipe.policies.named]
-    for what, name in named:
-        if name not in known:
-            raise UsageError(
-                f"{what} for {name!r}: there is no such column; the columns are {', '.join(sorted(known))}"
-            )
-    if recipe.collate_fn is not None and not callable(recipe.collate_fn):
-        raise UsageError(f"collate_fn must be callable, was {type(recipe.collate_fn).__qualname__}")
-    if recipe.batch_size is None:
-        for what, given in (("collate_fn", recipe.collate_fn), ("batch_transform", recipe.batch_transform)):
-            if given is not None:
-                raise UsageError(f"{what} needs batch_size: without it single samples are yielded")
-    if type(recipe.seed) is not int:
-        raise UsageError(f"seed must be an int, was {recipe.seed!r}")
-    if recipe.transport not in ("auto", "torch"):
-        raise UsageError(f"transport must be 'auto' or 'torch', was {recipe.transport!r}")

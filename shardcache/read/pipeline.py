@@ -1,9 +1,8 @@
 """One epoch in one worker: rows of the plan -> blocks in the arena -> values -> transforms -> batches or samples."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -13,49 +12,14 @@ from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT
 from shardcache.read import collate, transforms
 from shardcache.read.arena import Values, buffer_for
-from shardcache.read.cache import Cache
-from shardcache.read.collate import Meta, Policies
+from shardcache.read.collate import Meta
 from shardcache.read.fields import LIST, RAGGED, TENSOR, Assembler, Field
 from shardcache.read.geometry import Flags
 from shardcache.read.plan import PlanReader
+from shardcache.read.recipe import Recipe
 from shardcache.read.strand import Rows
 from shardcache.read.transforms import Transform
 from shardcache.read.transport import transport
-
-SAMPLES_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to make of the rows: the same for every epoch and worker."""
-
-    cache: Cache
-    fields: tuple[Field, ...]
-    seed: int
-    batch_size: int | None
-    policies: Policies
-    transform: Transform | None
-    column_transforms: Mapping[str, Transform]
-    batch_transform: Transform | None
-    collate_fn: Callable[[list[Any]], Any] | None
-    with_meta: bool
-    transport: str
-
-    @property
-    def makes_samples(self) -> bool:
-        """Whether whole samples are built, one by one, on the way to what is yielded."""
-        return self.batch_size is None or self.transform is not None or self.collate_fn is not None
-
-    @property
-    def steps_at_once(self) -> int:
-        """How many steps are read together: samples are many, and each is a step."""
-        return SAMPLES_AT_ONCE if self.batch_size is None else 1
-
-    @property
-    def draws(self) -> bool:
-        """Whether a transform may draw from the global generators."""
-        calls = [self.transform, self.batch_transform, *self.column_transforms.values()]
-        return any(call is not None and not call.takes_rng for call in calls)
 
 
 class Draft(NamedTuple):
@@ -73,7 +37,7 @@ class Draft(NamedTuple):
 class Pipeline:
     """Makes what is yielded from the rows that ``reader`` gives; its buffer holds ``slots`` blocks.
 
-    :meth:`draft` reads and decodes; :meth:`finish` transforms and collates. The first may run in another thread.
+    :meth:`draft` reads and decodes, and may run in another thread; :meth:`finish` transforms and collates.
     """
 
     def __init__(self, recipe: Recipe, reader: PlanReader, epoch: int, slots: int, *, keep: bool) -> None:
@@ -97,9 +61,12 @@ class Pipeline:
 
     def run(self, steps: Iterable[int]) -> Iterator[Any]:
         """What is yielded for the steps."""
-        steps, at_once = iter(steps), self._recipe.steps_at_once
-        chunks = iter(lambda: list(islice(steps, at_once)), [])
-        return chain.from_iterable(self.finish(self.draft(chunk)) for chunk in chunks)
+        return chain.from_iterable(self.finish(self.draft(some)) for some in self.portions(steps))
+
+    def portions(self, steps: Iterable[int]) -> Iterator[list[int]]:
+        """The steps in portions that are read together: each by itself, or many where a step is a sample."""
+        steps = iter(steps)
+        return iter(lambda: list(islice(steps, self._recipe.steps_at_once)), [])
 
     def draft(self, steps: list[int]) -> Draft:
         """The rows of some steps, decoded."""

@@ -82,6 +82,21 @@ class Plan:
             if (place - start + yielded) % workers == worker:
                 yield step
 
+    def thread_of(self, step: int, workers: int, threads: int) -> int:
+        """Which thread of a worker decodes a step: lanes are dealt out whole, other orders in runs of some blocks."""
+        if self.order.kind == "full":
+            return 0  # every block is decoded once for the whole epoch
+        if self.order.kind == "lanes":
+            return step % self.lanes // workers % threads
+        return step // (workers * self.run_steps) % threads
+
+    @property
+    def run_steps(self) -> int:
+        """How many consecutive steps one thread decodes, where that is no matter of lanes: some blocks' worth."""
+        if self.order.kind in ("full", "lanes"):
+            return 1
+        return max(1, 2 * self.geometry.rows_per_block // self.global_batch)
+
     def _owned(self, rank: int, world_size: int) -> range:
         each = self.order.strands // world_size
         return range(rank * each, (rank + 1) * each)

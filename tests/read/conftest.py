@@ -1,13 +1,14 @@
 """Caches that are built once and read by all."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import shardcache
-from shardcache import Cache
-from tests.read.sources import SOURCES
+from shardcache import Cache, ShardCacheWarning
+from tests.read.sources import SOURCES, Numbers
 
 BLOCK_BYTES = {"images": 600, "texts": 700, "numbers": 400, "detections": 900}  # many blocks, several shards
 
@@ -22,7 +23,16 @@ def cache_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cache]:
         key = name, layout, block_bytes or BLOCK_BYTES.get(name, 4096)
         if key not in built:
             path = root / f"{name} {layout} {key[2]}"
-            built[key] = shardcache.build(SOURCES[name], path, layout=layout, block_bytes=key[2], progress=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ShardCacheWarning)  # of labels that are sorted
+                built[key] = shardcache.build(SOURCES[name], path, layout=layout, block_bytes=key[2], progress=False)
         return built[key]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """One that is stored as it is."""
+    path = tmp_path_factory.mktemp("plain") / "cache"
+    return shardcache.build(Numbers(3000), path, codec="none", block_bytes=4000, progress=False)

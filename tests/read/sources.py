@@ -1,13 +1,18 @@
 """Datasets as users write them, and what a batch of each must hold."""
 
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import shardcache
+from shardcache import Cache, DamagedBlockError
 
 
 class Source(Dataset[Any]):
@@ -313,3 +318,27 @@ def numbers(batches: Any) -> list[list[int]]:
         assert torch.equal(vectors, index.to(torch.int32)[:, None].expand(-1, 8))
         found.append(index.tolist())
     return found
+
+
+def damaged(cache: Cache, directory: Path, number: int, position: int) -> Cache:
+    """A copy of a cache of codec "none" in ``directory``, in which one stored value is changed."""
+    path = directory / "damaged"
+    shutil.copytree(cache.path, path)
+    (block,) = (rows._data for rows in cache.blocks.read(number, [position]).values())
+    stored = bytes(block)
+    for shard in sorted(path.glob("*")):
+        data = bytearray(shard.read_bytes())
+        place = data.find(stored)
+        if place >= 0:
+            assert data.count(stored) == 1
+            data[place + len(stored) // 2] ^= 0x40
+            shard.write_bytes(data)
+            return shardcache.open(path)
+    raise AssertionError("the value was not found")
+
+
+def outcome(batches: Any) -> str:
+    try:
+        return str(len(next(batches)[0]))
+    except DamagedBlockError:
+        return "error"

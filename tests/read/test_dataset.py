@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +16,15 @@ from tests.read.sources import (
     SOURCES,
     Chain,
     Mapped,
-    Numbers,
     assert_batch,
     assert_epoch,
     assert_same,
     close,
+    damaged,
     exhaust,
     load,
     numbers,
+    outcome,
 )
 
 CacheOf = Callable[..., Cache]
@@ -307,36 +307,14 @@ class TestColumns:
             dataset(cache_of("images"), columns=[])
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    path = tmp_path_factory.mktemp("plain") / "cache"
-    return shardcache.build(Numbers(3000), path, codec="none", block_bytes=4000, progress=False)
-
-
 class TestDamage:
     """The bytes of a column's values, changed on disk."""
-
-    def damaged(self, cache: Cache, tmp_path: Path, number: int, position: int) -> Cache:
-        """A copy of a cache in which one stored value is changed."""
-        path = tmp_path / "damaged"
-        shutil.copytree(cache.path, path)
-        (block,) = (rows._data for rows in cache.blocks.read(number, [position]).values())
-        stored = bytes(block)  # codec "none": it stands in the file as it is
-        for shard in sorted(path.glob("*")):
-            data = bytearray(shard.read_bytes())
-            place = data.find(stored)
-            if place >= 0:
-                assert data.count(stored) == 1
-                data[place + len(stored) // 2] ^= 0x40
-                shard.write_bytes(data)
-                return shardcache.open(path)
-        raise AssertionError("the value was not found")
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_the_error_names_shard_block_and_column_also_from_a_worker(
         self, plain: Cache, tmp_path: Path, workers: int
     ) -> None:
-        cache = self.damaged(plain, tmp_path, 1, 2)
+        cache = damaged(plain, tmp_path, 1, 2)
         with pytest.raises(DamagedBlockError, match=r"shard 0+, block 1, column '1'"):
             exhaust(load(dataset(cache), workers))
 
@@ -344,7 +322,7 @@ class TestDamage:
     def test_of_a_column_that_was_not_asked_for_is_never_noticed(
         self, plain: Cache, tmp_path: Path, workers: int
     ) -> None:
-        cache = self.damaged(plain, tmp_path, 1, 2)
+        cache = damaged(plain, tmp_path, 1, 2)
         found = [index for (batch,) in load(dataset(cache, columns=[0]), workers) for index in batch.tolist()]
         assert sorted(found) == list(range(3000))
 
@@ -352,7 +330,7 @@ class TestDamage:
     def test_a_consumer_that_goes_on_after_an_error_gets_it_again_and_never_a_shorter_epoch(
         self, plain: Cache, tmp_path: Path, workers: int
     ) -> None:
-        data = dataset(self.damaged(plain, tmp_path, 20, 2), order="stored")
+        data = dataset(damaged(plain, tmp_path, 20, 2), order="stored")
         for batches in (iter(data), iter(load(data, workers)), iter(data.loader(workers))):
             outcomes = [outcome(batches) for _ in range(200)]
             assert outcomes == sorted(outcomes)
@@ -361,19 +339,12 @@ class TestDamage:
             close(batches)
 
     def test_other_workers_go_on_until_they_need_what_is_damaged(self, plain: Cache, tmp_path: Path) -> None:
-        batches = iter(load(dataset(self.damaged(plain, tmp_path, 1, 2), batch_size=10), 8))
+        batches = iter(load(dataset(damaged(plain, tmp_path, 1, 2), batch_size=10), 8))
         outcomes = [outcome(batches) for _ in range(280)]
         for worker in range(8):
             assert outcomes[worker::8] == sorted(outcomes[worker::8])
         assert len({tuple(outcomes[worker::8]) for worker in range(8)}) > 1
         close(batches)
-
-
-def outcome(batches: Any) -> str:
-    try:
-        return str(len(next(batches)[0]))
-    except DamagedBlockError:
-        return "error"
 
 
 class TestMemory:
