@@ -178,10 +178,11 @@ def rows_per_block(samples: int, row_bytes: float, block_bytes: int | None) -> i
 
 
 def blocks_per_shard(samples: int, per_block: int, row_bytes: float) -> int:
-    """At least 64 shards where that leaves 8 MiB each, and shards well below 512 MiB."""
+    """At least 64 shards where that leaves 8 MiB each; well below 512 MiB each, but where there would be too many."""
     wanted = samples * row_bytes / spec.MIN_SHARDS
     shard_bytes = min(max(wanted, spec.MIN_SHARD_BYTES), spec.MAX_SHARD_BYTES)
-    return max(1, int(shard_bytes / (per_block * row_bytes)))
+    least = -(-samples // (per_block * spec.MAX_SHARDS))
+    return max(1, least, int(shard_bytes / (per_block * row_bytes)))
 
 
 def _cache_id(plan: Manifest, bodies: list[bytes]) -> str:

@@ -11,7 +11,7 @@ import msgspec
 
 from shardcache.errors import CacheNotFoundError, FormatVersionError, ManifestError, UsageError
 from shardcache.format import compression, dtypes, spec
-from shardcache.format.columns import MASKED, Form
+from shardcache.format.columns import MASKED, Form, fixed_row_bytes
 from shardcache.format.permutation import Permutation, derive
 from shardcache.format.schema import Column, Leaf, Node, column_name, validate_structure, walk
 from shardcache.format.shard import ShardSeal
@@ -85,15 +85,17 @@ def encode(manifest: Manifest) -> bytes:
 
 def _is_whole(data: bytes) -> bool:
     """Whether the digest at the end of a manifest is that of its text."""
-    head, digest, tail = data[:-66], data[-66:-2], data[-2:]
-    return head.endswith(b'"digest":"') and hashlib.sha256(head + tail).hexdigest().encode() == digest
+    found = hashlib.sha256(memoryview(data)[:-66])
+    found.update(data[-2:])
+    return data[:-66].endswith(b'"digest":"') and found.hexdigest().encode() == data[-66:-2]
 
 
 class _Head(msgspec.Struct):
-    """What is read of a manifest before its version is known."""
+    """What is read of a manifest before its version is known, and how long the only part is that may be long."""
 
     format: str
     version: int
+    shards: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 def decode(data: bytes, where: str) -> Manifest:
@@ -113,6 +115,9 @@ def decode(data: bytes, where: str) -> Manifest:
                 f"{where}: written in format version {head.version}; this shardcache reads version "
                 f"{spec.FORMAT_VERSION}: a newer shardcache is needed"
             )
+        outline = len(data) - memoryview(head.shards).nbytes
+        if outline > spec.MAX_OUTLINE_BYTES:
+            raise ManifestError(f"{where}: {outline} bytes beside 'shards', must be at most {spec.MAX_OUTLINE_BYTES}")
         if not _is_whole(data):
             raise ManifestError(f"{where}: its digest does not fit its content (the file is damaged)")
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -134,6 +139,7 @@ def _problem(m: Manifest) -> str | None:
         ("blocks_per_shard", m.blocks_per_shard, 1, 1 << 32),
         ("seed", m.seed, -(1 << 63), (1 << 64) - 1),
         ("columns", len(m.columns), 1, spec.MAX_COLUMNS),
+        ("shards", len(m.shards), 0, spec.MAX_SHARDS),
     )
     for name, value, low, high in limits:
         if not low <= value <= high:
@@ -163,7 +169,7 @@ def _columns_problem(m: Manifest) -> str | None:
     if names != [column.name for column in m.columns] or len(m.totals) != len(names) or len(set(names)) < len(names):
         return "'columns' and 'totals' must have one entry for each node of the structure, of its name"
     for column, totals, (_, node) in zip(m.columns, m.totals, nodes, strict=True):
-        problem = _type_problem(column) or _totals_problem(column, totals)
+        problem = _type_problem(column) or _totals_problem(column, totals, m.samples)
         if problem is None and not isinstance(node, Leaf) and column.type != "nested":
             problem = f"type {column.type!r} in an inner node"
         if problem is not None:
@@ -191,13 +197,16 @@ def _type_problem(column: Column) -> str | None:
     return None
 
 
-def _totals_problem(column: Column, totals: ColumnTotals) -> str | None:
+def _totals_problem(column: Column, totals: ColumnTotals, samples: int) -> str | None:
     plain = {Form(form & ~MASKED) for form in totals.forms if form in _FORMS}
     fits = _FORMS.issuperset(totals.forms) and totals.raw_bytes >= 0 and totals.stored_bytes >= 0
     if Form.FIXED in plain and (column.type not in _FIXED or column.fixed_shape is None):
         fits = False
     if Form.RAGGED in plain and column.type not in _RAGGED:
         fits = False
+    if totals.forms == (Form.FIXED,) and fits:  # of one row at least, and a block may have no row
+        size = fixed_row_bytes(column)
+        fits = size <= totals.raw_bytes <= samples * size and totals.raw_bytes % max(size, 1) == 0
     return None if fits else f"type {column.type!r} and shape {column.shape} do not go with {totals}"
 
 

@@ -33,6 +33,10 @@ must be ``"little"``.
 
     Why: the digest is checked on the bytes that are there, not on what some library would write for their content.
 
+A cache has at most 65,536 shards. The manifest has at most 12 MiB, and without the value of ``shards`` at most 2 MiB.
+
+    Why: what is parsed takes many times its length in memory, and a file may be made for that. Shards grow instead.
+
 ``structure`` is a tree of nodes, each an object with a ``type``:
 
     ``leaf``      a value
@@ -153,10 +157,11 @@ MAX_ROWS_PER_BLOCK = 1024
 MAX_COLUMNS = 4096
 MAX_DEPTH = 64
 MAX_NESTED_DEPTH = 128
-MAX_SHARDS = 1 << 24
+MAX_SHARDS = 1 << 16
 MAX_ROWS = 1 << 48
 MAX_BODY_BYTES = 1 << 40
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 12 << 20
+MAX_OUTLINE_BYTES = 2 << 20
 
 LARGE_ROW_BYTES = 8 << 20
 MASK_ALIGNMENT = 8

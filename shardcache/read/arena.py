@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shardcache.errors import StructureError
 from shardcache.format.columns import BlockRows, fixed_row_bytes
 from shardcache.format.permutation import Integers
 from shardcache.read.blocks import Blocks
@@ -161,6 +162,7 @@ class _Fixed:
     """The rows of one fixed column, in one array of machine words that any dtype can be gathered through."""
 
     def __init__(self, blocks: Blocks, field: Field, slots: int) -> None:
+        self._name = field.name
         self._row_bytes = fixed_row_bytes(blocks.manifest.columns[field.position])
         self._rows = blocks.manifest.rows_per_block
         self._word = next(word for word in _WORDS if self._row_bytes % word.itemsize == 0)
@@ -168,7 +170,14 @@ class _Fixed:
         self.grow(slots)
 
     def grow(self, slots: int) -> None:
-        old, self._bytes = self._bytes, np.empty(slots * self._rows * self._row_bytes, np.uint8)
+        count = slots * self._rows * self._row_bytes
+        try:
+            old, self._bytes = self._bytes, np.empty(count, np.uint8)
+        except (MemoryError, ValueError):  # NumPy's own limit is a ValueError
+            raise StructureError(
+                f"column {self._name!r}: a shuffle buffer of {slots} blocks of {self._rows} rows of {self._row_bytes} "
+                f"bytes needs {count} bytes, more than there is (is the manifest true? a smaller shuffle_buffer?)"
+            ) from None
         self._bytes[: len(old)] = old
         if self._row_bytes:
             self._table = self._bytes.view(self._word).reshape(-1, self._row_bytes // self._word.itemsize)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import shardcache
+from shardcache.format import spec
 from tests import strategies
 from tests.builder.sources import Made, factory
 from tests.exact import exact
@@ -186,6 +187,12 @@ def coco(index: int) -> Any:
         ],
         "meta": {"file_name": f"{index:012d}.jpg", "license": None if index % 4 else index, "size": (5, 5)},
     }
+
+
+def test_a_cache_of_more_than_so_many_shards_has_larger_ones(tmp_path, many_shards, monkeypatch):
+    monkeypatch.setattr(spec, "MAX_SHARDS", 5)
+    cache = shardcache.build(Made(300, coco), tmp_path / "c", block_bytes=3000, progress=False)
+    assert len(cache.manifest.shards) == 5
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -51,8 +51,13 @@ WHOLE = Manifest(
         Column("None/x", "scalar", "<M8[ns]", ()),
     ),
     totals=(
-        *(ColumnTotals((), 0, 0), ColumnTotals((2, 18), 99, 50), ColumnTotals((3,), 1, 1), ColumnTotals((1,), 5, 5)),
-        *(ColumnTotals((0x10,), 8, 24), ColumnTotals((2, 3), 7, 7), ColumnTotals(), ColumnTotals((1,), 8, 8)),
+        *(
+            ColumnTotals((), 0, 0),
+            ColumnTotals((2, 18), 99, 50),
+            ColumnTotals((3,), 1, 1),
+            ColumnTotals((1,), 16_000, 5),
+        ),
+        *(ColumnTotals((0x10,), 8, 24), ColumnTotals((2, 3), 7, 7), ColumnTotals(), ColumnTotals((1,), 8000, 8)),
     ),
     shards=(SEAL, SEAL, SEAL),
 )
@@ -185,6 +190,7 @@ WRONG = [
     (put("columns.7.shape", [2]), "do not go with type 'scalar'"),
     (put("columns.0.type", "str"), "in an inner node"),
     (put("totals", []), "totals"),
+    (put("totals.3.raw_bytes", 16_004), "column '1/0': type 'array' and shape .* do not go with .*raw_bytes=16004"),
     (put("totals.1.forms", [1]), r"column 'image': type 'tensor' and shape \(3, None\) do not go with"),
     (put("totals.5.forms", [1]), "column '1/1/0'"),
     (put("totals.7.forms", [2]), "column 'None/x'"),
@@ -307,6 +313,13 @@ class TestReading:
         monkeypatch.setattr(spec, "MAX_MANIFEST_BYTES", 100)
         with pytest.raises(ManifestError, match="at most 100 bytes, has"):
             shardcache.open(path)
+
+    def test_what_may_not_be_long_is_not_parsed(self):
+        """Parsed, a megabyte of it would take twenty."""
+        content = as_json()
+        content["written_by"] = {str(number): "" for number in range(300_000)}
+        with pytest.raises(ManifestError, match=r"here: \d+ bytes beside 'shards', must be at most 2097152"):
+            decode(signed(content))
 
     def test_a_named_pipe_does_not_block(self, path):
         (path / "manifest.json").unlink()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from shardcache import Cache
+from shardcache import Cache, StructureError
 from shardcache.read.arena import Arena, Straight, buffer_for
 from shardcache.read.blocks import Blocks
 from shardcache.read.collate import native, torch_dtype
@@ -143,3 +143,9 @@ def test_no_rows_are_no_rows(cache: Cache) -> None:
         buffer, reads = arena(cache, 2, keep=keep)
         assert indices(cache, buffer, rows([], [])) == []
         assert reads.read_blocks == []
+
+
+def test_a_buffer_that_does_not_fit_into_memory_is_told_with_its_column(cache_of: CacheOf) -> None:
+    cache = cache_of("numbers")
+    with pytest.raises(StructureError, match=r"column '0': a shuffle buffer of \d+ blocks of 10 rows of 8 bytes needs"):
+        Arena(cache.blocks, cache.schema.fields, 1 << 50, keep=False)
