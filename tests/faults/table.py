@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from tests.faults import exchanged, flips, replaced
+from tests.faults import exchanged, flips, hostile_manifests, replaced
 from tests.faults.figures import Figures
 
 
@@ -34,6 +34,7 @@ CAMPAIGNS = {
             flips,
             replaced,
             exchanged,
+            hostile_manifests,
         ],
     )
 }
