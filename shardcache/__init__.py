@@ -13,7 +13,7 @@ from shardcache.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
     from shardcache.builder.build import build
-    from shardcache.integrity import verify
+    from shardcache.integrity.verify import verify
     from shardcache.read.cache import Cache, open
     from shardcache.read.collate import Meta, Pad, Padded
     from shardcache.read.dataset import CachedDataset
@@ -30,7 +30,7 @@ _HOMES = {
     "Meta": "shardcache.read.collate",
     "Pad": "shardcache.read.collate",
     "Padded": "shardcache.read.collate",
-    "verify": "shardcache.integrity",
+    "verify": "shardcache.integrity.verify",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from shardcache.cli.text import count, duration, plain, size
 from shardcache.errors import DamagedError
 
 if TYPE_CHECKING:
-    from shardcache.integrity import Report
+    from shardcache.integrity.report import Report
 
 _SHOWN = 50
 

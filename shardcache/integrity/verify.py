@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,99 +26,11 @@ from shardcache.format.block import Body, Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError
 from shardcache.format.manifest import ColumnTotals, Manifest
 from shardcache.format.shard import ShardReader
+from shardcache.integrity.report import LISTED, Problem, Report, said
 
 _MAX_THREADS = 4  # each holds a decoded block, which is large where a single sample is
-_LISTED = 1000  # source indices that a problem lists
-_SHOWN = 4  # and that its text shows
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is not as it was written.
-
-    ``block`` is numbered in its shard. ``rows`` are the rows of the cache that cannot be read because of it: none where
-    no sample depends on the bytes, None where the manifest itself is unreadable, and with it everything.
-    ``source_indices`` are those of the first 1,000 of the rows.
-    """
-
-    file: str
-    kind: str
-    what: str
-    rows: range | None
-    block: int | None = None
-    column: str | None = None
-    source_indices: tuple[int, ...] = ()
-
-    @property
-    def consequence(self) -> str:
-        """What is lost, in words."""
-        if self.rows is None:
-            return "nothing of the cache can be read"
-        if not self.rows:
-            return "no sample is affected"
-        count, of = len(self.rows), f" of column {self.column!r}" if self.column else ""
-        rows = f"row {self.rows[0]:,}" if count == 1 else f"rows {self.rows[0]:,} to {self.rows[-1]:,}"
-        shown = ", ".join(map(str, self.source_indices[:_SHOWN])) + (", ..." if count > _SHOWN else "")
-        return f"{count:,} {'value' if of else 'sample'}{'s' * (count > 1)}{of} lost: {rows} (source index {shown})"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``json``; ``rows`` is [first, last + 1]."""
-        return {
-            "file": self.file,
-            "block": self.block,
-            "column": self.column,
-            "kind": self.kind,
-            "what": self.what,
-            "consequence": self.consequence,
-            "rows": None if self.rows is None else [self.rows.start, self.rows.stop],
-            "source_indices": list(self.source_indices),
-        }
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`verify` found. True where the cache is sound.
-
-    ``values`` counts the stored values that were sound; ``notes`` are remarks that make no cache unsound.
-    """
-
-    path: Path
-    problems: tuple[Problem, ...]
-    notes: tuple[str, ...] = ()
-    manifest: Manifest | None = None
-    values: int = 0
-
-    def __bool__(self) -> bool:
-        return not self.problems
-
-    def source_indices(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
-        """The source indices of all samples of which something is lost, ascending."""
-        if self.manifest is None:
-            return np.empty(0, np.int64)
-        lost = np.zeros(self.manifest.samples, np.bool_)
-        for problem in self.problems:
-            if problem.rows:
-                lost[problem.rows.start : problem.rows.stop] = True
-        rows, permutation = np.flatnonzero(lost), self.manifest.permutation()
-        return rows if permutation is None else np.sort(permutation.forward(rows))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``json``."""
-        m = self.manifest
-        return {
-            "path": str(self.path),
-            "ok": bool(self),
-            "digest": m and m.digest,
-            "samples": m and m.samples,
-            "shards": m and len(m.shards),
-            "values": self.values,
-            "file_bytes": m and sum(seal.file_bytes for seal in m.shards),
-            "samples_lost": m and len(self.source_indices()),
-            "problems": [problem.as_dict() for problem in self.problems],
-            "notes": list(self.notes),
-        }
 
 
 def verify(path: str | os.PathLike[str], *, num_workers: int | None = None, progress: Progress | None = None) -> Report:
@@ -145,7 +56,7 @@ def verify(path: str | os.PathLike[str], *, num_workers: int | None = None, prog
     try:
         manifest = manifests.read(directory)
     except ManifestError as error:
-        return Report(directory, (Problem(spec.MANIFEST_NAME, type(error).__name__, _said(error), None),))
+        return Report(directory, (Problem(spec.MANIFEST_NAME, type(error).__name__, said(error), None),))
     threads = min(os.cpu_count() or 1, _MAX_THREADS) if num_workers is None else max(1, num_workers)
     check = _Check(directory, manifest, progress)
     with ThreadPoolExecutor(threads, "verify") as pool:
@@ -289,10 +200,10 @@ class _Check:
     def _add(
         self, found: _Found, error: Exception, rows: range, local: int | None = None, column: str | None = None
     ) -> None:
-        first = np.array(rows[:_LISTED], np.int64)
+        first = np.array(rows[:LISTED], np.int64)
         sources = tuple((first if self._permutation is None else self._permutation.forward(first)).tolist())
         file, kind = spec.shard_name(found.at), type(error).__name__
-        found.problems.append(Problem(file, kind, _said(error), rows, local, column, sources))
+        found.problems.append(Problem(file, kind, said(error), rows, local, column, sources))
 
     def _advance(self, found: _Found, rows: int) -> None:
         found.rows += rows
@@ -314,11 +225,6 @@ def _descriptor(path: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _said(error: Exception) -> str:
-    """An error's text without its advice to run a command: this is the command."""
-    return str(error).partition(" (the file is damaged")[0].partition(" (run 'shardcache")[0]
 
 
 def _sum(parts: Sequence[ColumnTotals]) -> ColumnTotals:

@@ -18,7 +18,8 @@ from shardcache.errors import CacheNotFoundError, DamagedError, FormatVersionErr
 from shardcache.format import block, manifest, pages, shard, spec
 from shardcache.format.block import Place
 from shardcache.format.manifest import ColumnTotals
-from shardcache.integrity import Report, verify
+from shardcache.integrity.report import Report
+from shardcache.integrity.verify import verify
 
 SAMPLES = 240
 COLUMNS = {"/": 0, "image": 1, "name": 2, "label": 3}  # position of each column of Pictures
