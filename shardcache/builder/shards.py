@@ -12,8 +12,9 @@ from shardcache.builder.source import Source
 from shardcache.format import block, spec
 from shardcache.format.block import Place
 from shardcache.format.manifest import ColumnTotals, Manifest
+from shardcache.format.pages import ShardSeal
 from shardcache.format.schema import splitter
-from shardcache.format.shard import ShardSeal, ShardWriter
+from shardcache.format.shard import ShardWriter
 
 _INDEX_LEVEL = 3
 

@@ -1,38 +1,36 @@
-"""The shards that this process has open: who uses them, which is closed next, and what a fork does to them.
+"""Reading shards: what is checked before a byte of one is used, how many are open, and what a value is read with.
 
-LMDB refuses to open a file twice in a process, so there is one registry a process, keyed by device and inode. A lease
-looks at the file (``lstat``: a regular file of the right size, not modified since it was verified) and pins it. The
-first lease verifies the structure (:mod:`shardcache.format.pages`) before LMDB sees the file. At most ``MAX_OPEN`` are
-open; the longest unused is closed first, one that is leased never. A file that is replaced at the same path is another
-inode, hence opened anew.
+A lease looks at the file (``lstat``: a regular file of the right size, not modified since it was verified). The first
+one walks its tree (:mod:`shardcache.format.pages`), compares the digest of its structure, and keeps where every value
+lies: from then on a value is a place in the file. LMDB itself takes no part in reading, so nothing that is wrong with a
+file can reach it, any number of processes and threads may read one, and a fork needs no care.
 
-What is not seen: bytes that change within a lease, and values (their checksums are the business of
-:mod:`shardcache.format.block`). A file that is truncated *while* it is leased ends the process with SIGBUS, as with
-every memory map.
+``io="mmap"`` hands out views of the mapped file. One that is truncated under a reader ends the process with SIGBUS, as
+with every memory map. ``io="pread"`` reads each value into memory: slower by a copy, and every failure is an error.
 
-**Forks.** LMDB forbids to use across a fork what was opened before it; to close it there is safe when nothing is in
-flight. So no thread opens or closes a shard while another one forks, and the child then closes what it inherited and
-opens anew what it needs. A shard that was leased at that moment stays open in the child and goes on to be used there:
-the lease may be the forking thread's own, and a thread that exists no more may have left LMDB's counts such that
-closing would wait for ever. LMDB's rule is about its locks and its table of readers, and a shard is opened without
-either.
+A shard stays open as long as somebody holds a lease on it or a view of it. Beyond that the ``MAX_OPEN`` that were used
+last are kept, fewer where their tables are large. A file that is replaced at its path is another inode, hence opened
+anew. What is not seen: bytes that change while they are read, and values, whose checksums are the business of
+:mod:`shardcache.format.block`.
 """
 
 import errno
+import mmap
 import os
 import stat
 import threading
-import weakref
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from types import TracebackType
+from typing import Self
 
-from shardcache.errors import MissingShardError, ShardCacheError, StorageError
+from shardcache.errors import MissingShardError, ShardCacheError, StorageError, UsageError
 from shardcache.format import pages
-from shardcache.format.pages import ShardSeal, damaged
+from shardcache.format.pages import KEY_BYTES, ShardSeal, Table, damaged
 
-MAX_OPEN = 128  # each costs a file descriptor, of which a process often has 1,024, and a mapping
+MAX_OPEN = 128  # each costs a file descriptor, of which a process often has 1,024
+MAX_TABLE_BYTES = 16 << 20  # 20 bytes a value
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -41,167 +39,206 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 
-
-class Closeable(Protocol):
-    """What stands for an open shard."""
-
-    def close(self) -> None: ...
-
-
-Environment = TypeVar("Environment", bound=Closeable)
-Opener = Callable[[int, Path, ShardSeal, str], Environment]
-Memory = weakref.ref[Any]
 Proof = tuple[int, str, int]
 
 
-class Entry(Generic[Environment]):
-    """A file that somebody leases or leased; guarded by the registry's lock."""
+class _Mapped:
+    """A verified file in memory. It is unmapped when nothing refers to it or to a view of it."""
 
-    __slots__ = ("environment", "inode", "kept", "opening", "proof", "users")
+    def __init__(self, fd: int, seal: ShardSeal) -> None:
+        self._view = memoryview(mmap.mmap(fd, seal.file_bytes, prot=mmap.PROT_READ))
 
-    def __init__(self, inode: tuple[int, int]) -> None:
-        self.inode = inode
-        self.environment: Environment | None = None
-        self.proof: Proof | None = None  # what was verified
-        self.users = 0
-        self.kept: list[Memory] = []  # parts of the mapping that were still looked at when their lease ended
-        self.opening = threading.RLock()  # the first user verifies and opens; the others of this file wait for it
-
-    def in_use(self, besides: int = 0) -> bool:
-        """Whether closing it would take it from somebody."""
-        self.kept = [memory for memory in self.kept if memory() is not None]
-        return self.users > besides or bool(self.kept)
-
-    def close(self) -> None:
-        environment, self.environment, self.proof = self.environment, None, None
-        if environment is not None:
-            environment.close()
+    def read(self, offset: int, size: int, name: str) -> memoryview:  # noqa: ARG002
+        return self._view[offset : offset + size]
 
 
-class Registry(Generic[Environment]):
-    """All open shards of the process, the longest unused first. ``opener`` is given a verified file."""
+class _Descriptor:
+    """A verified file that is read piece by piece."""
 
-    def __init__(self, opener: Opener[Environment]) -> None:
-        self._opener = opener
-        self._lock = threading.RLock()  # reentrant: a garbage collection that happens inside may end a lease
-        self._entries: OrderedDict[tuple[int, int], Entry[Environment]] = OrderedDict()
-        os.register_at_fork(before=self._before_fork, after_in_parent=self._in_parent, after_in_child=self._in_child)
+    def __init__(self, fd: int, seal: ShardSeal) -> None:  # noqa: ARG002
+        self._fd = os.dup(fd)
 
-    def acquire(self, path: Path, seal: ShardSeal, name: str) -> Entry[Environment]:
-        """The open, verified file at a path, pinned until ``release``."""
+    def read(self, offset: int, size: int, name: str) -> memoryview:
+        data = pages.pread(self._fd, size, offset, name)
+        if len(data) != size:
+            raise damaged(name, f"ends after {offset + len(data)} bytes, must have {offset + size} or more")
+        return memoryview(data)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+
+_WAYS: dict[str, type[_Mapped] | type[_Descriptor]] = {"mmap": _Mapped, "pread": _Descriptor}
+
+
+class OpenShard:
+    """A file that was verified, and where its values lie."""
+
+    def __init__(self, fd: int, seal: ShardSeal, proof: Proof, table: Table, io: str) -> None:
+        self.proof, self.table_bytes = proof, table.nbytes
+        self._keys, self._offsets, self._sizes = table.keys.data, table.offsets.data, table.sizes.data
+        self._file = _WAYS[io](fd, seal)
+
+    def get(self, key: bytes, name: str) -> memoryview | None:
+        """The value of a key, None where there is none."""
+        number = int.from_bytes(key, "big") if len(key) == KEY_BYTES else -1
+        place = bisect_left(self._keys, number)
+        if place == len(self._keys) or self._keys[place] != number:
+            return None
+        return self._file.read(self._offsets[place], self._sizes[place], name)
+
+
+class _OpenShards:
+    """All that this process keeps open, the longest unused first."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, int, str], OpenShard] = OrderedDict()
+        self._table_bytes = 0
+        self._renew_locks()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew_locks)  # a thread that is no more may have held one
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()  # one at a time: threads that want the same shard find it open
+
+    def acquire(self, path: Path, seal: ShardSeal, name: str, io: str) -> OpenShard:
+        """The open, verified file at a path."""
         try:
             status = os.lstat(path)
         except OSError as error:
-            raise unreadable(path, name, error.errno or 0, str(error)) from error
-        inode = status.st_dev, status.st_ino
-        proof = _proof(status, seal)
-        with self._lock:
-            entry = self._entries.get(inode)
-            if entry is not None and entry.proof == proof and status.st_size == seal.file_bytes:
-                entry.users += 1
-                self._entries.move_to_end(inode)
-                return entry
-        _check_file(status, seal, name)
-        return self._open(path, seal, name)
-
-    def release(self, entry: Entry[Environment], kept: Iterable[Memory] = ()) -> None:
-        """End one ``acquire``; the file stays open at least as long as the memory in ``kept`` lives."""
-        with self._lock:
-            entry.kept += kept
-            entry.users -= 1
-            if len(self._entries) > MAX_OPEN:
-                self._close_unused(MAX_OPEN)
-            if entry.users == 0 and entry.environment is None and self._entries.get(entry.inode) is entry:
-                del self._entries[entry.inode]
+            raise unreadable(path, name, error) from error
+        found = self._find(status, seal, io)
+        if found is None:
+            check_file(status, seal, name)
+            with self._opening:
+                found = self._open(path, seal, name, io)
+        return found
 
     def close_all(self) -> None:
-        """Close every shard that is not leased."""
+        """Keep nothing open that nobody uses."""
         with self._lock:
-            self._close_unused(0)
+            self._kept.clear()
+            self._table_bytes = 0
 
-    def _open(self, path: Path, seal: ShardSeal, name: str) -> Entry[Environment]:
+    def _find(self, status: os.stat_result, seal: ShardSeal, io: str) -> OpenShard | None:
+        inode = status.st_dev, status.st_ino, io
+        with self._lock:
+            found = self._kept.get(inode)
+            if found is None or found.proof != _proof(status, seal) or status.st_size != seal.file_bytes:
+                return None
+            self._kept.move_to_end(inode)
+            return found
+
+    def _open(self, path: Path, seal: ShardSeal, name: str, io: str) -> OpenShard:
         # Without O_NONBLOCK, a named pipe that was put there just now would make this wait for a writer.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = os.open(path, flags)
         except OSError as error:
-            raise unreadable(path, name, error.errno or 0, str(error)) from error
+            raise unreadable(path, name, error) from error
         try:
             status = os.fstat(fd)
-            _check_file(status, seal, name)
-            entry = self._pin((status.st_dev, status.st_ino))
-            try:
-                with entry.opening:
-                    self._verify(entry, _proof(status, seal), fd, path, seal, name)
-            except BaseException:
-                self.release(entry)
-                raise
-            return entry
+            check_file(status, seal, name)
+            found = self._find(status, seal, io)  # another thread has opened it in the meantime
+            if found is None:
+                structure, table = pages.table(fd, seal.file_bytes, name)
+                if structure != seal.structure:
+                    raise damaged(name, f"the digest of its structure must be {seal.structure}, is {structure}")
+                found = OpenShard(fd, seal, _proof(status, seal), table, io)
+                self._keep((status.st_dev, status.st_ino, io), found)
+            return found
+        except ValueError as error:  # the map would be longer than the file
+            raise damaged(name, f"was truncated while it was being opened: {error}") from error
+        except OSError as error:
+            raise unreadable(path, name, error) from error
         finally:
             os.close(fd)
 
-    def _pin(self, inode: tuple[int, int]) -> Entry[Environment]:
+    def _keep(self, inode: tuple[int, int, str], opened: OpenShard) -> None:
         with self._lock:
-            entry = self._entries.setdefault(inode, Entry(inode))
-            entry.users += 1
-            self._entries.move_to_end(inode)
-            self._close_unused(MAX_OPEN)
-            return entry
-
-    def _verify(self, entry: Entry[Environment], proof: Proof, fd: int, path: Path, seal: ShardSeal, name: str) -> None:
-        if entry.proof == proof:
-            return
-        found = pages.structure(fd, seal.file_bytes, name)
-        if found != seal.structure:
-            raise damaged(name, f"the digest of its structure must be {seal.structure}, is {found}")
-        with self._lock:
-            if entry.proof is not None and entry.proof[:2] != proof[:2]:
-                if entry.in_use(besides=1):
-                    raise damaged(name, "was overwritten by another shard while it was being read")
-                entry.close()
-            if entry.environment is None:
-                entry.environment = self._opener(fd, path, seal, name)
-            entry.proof = proof
-
-    def _close_unused(self, most: int) -> None:
-        for inode, entry in list(self._entries.items()):
-            if len(self._entries) > most and not entry.in_use():
-                self._entries.pop(inode, None)
-                entry.close()
-
-    def _before_fork(self) -> None:
-        self._lock.acquire()
-
-    def _in_parent(self) -> None:
-        self._lock.release()
-
-    def _in_child(self) -> None:
-        self._lock = threading.RLock()
-        for inode, entry in list(self._entries.items()):
-            entry.opening = threading.RLock()  # a thread that is no more may have held it
-            if entry.environment is None or not entry.in_use():
-                del self._entries[inode]
-                entry.close()
+            before = self._kept.pop(inode, None)
+            self._table_bytes += opened.table_bytes - (before.table_bytes if before else 0)
+            self._kept[inode] = opened
+            while len(self._kept) > MAX_OPEN or (self._table_bytes > MAX_TABLE_BYTES and len(self._kept) > 1):
+                _, unused = self._kept.popitem(last=False)
+                self._table_bytes -= unused.table_bytes
 
 
-def unreadable(path: Path, name: str, code: int, text: str) -> ShardCacheError:
-    """The error for a file that cannot be opened, from an errno; LMDB's own codes are negative, 0 is neither."""
-    if code in (errno.ENOENT, errno.ENOTDIR):
+_shards = _OpenShards()
+close_all = _shards.close_all
+
+
+def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap") -> "ShardReader":
+    """A shard to read from within a ``with`` block; ``name`` stands for it in messages, as "shard 00012".
+
+    Leases are cheap, may be nested, and may be held by many threads at once. On entering:
+
+    Raises:
+        MissingShardError: there is no file at ``path``.
+        DamagedShardError: it is not the file that ``seal`` describes.
+        StorageError: the operating system refused (no permission, too many open files, no memory).
+    """
+    return ShardReader(path, seal, name, io)
+
+
+class ShardReader:
+    """A lease on a shard, made by :func:`lease`.
+
+    What ``get`` returns with ``io="mmap"`` lies in the mapped file itself, which stays mapped as long as the view, or
+    anything made of it, lives. Copy what you keep.
+    """
+
+    __slots__ = ("_arguments", "_name", "_opened")
+
+    def __init__(self, path: Path, seal: ShardSeal, name: str, io: str) -> None:
+        self._arguments, self._name = (path, seal, name, io), name
+        self._opened: OpenShard | None = None
+
+    def __enter__(self) -> Self:
+        if self._opened is not None:
+            raise UsageError(f"{self._name}: this lease is held already; lease() gives another one")
+        self._opened = _shards.acquire(*self._arguments)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._opened = None
+
+    def get(self, key: bytes) -> memoryview:
+        """The value of a key: read-only bytes.
+
+        Raises:
+            DamagedShardError: there is none, or it cannot be read.
+            UsageError: the lease has ended.
+        """
+        if self._opened is None:
+            raise UsageError(f"{self._name}: can be read only within its lease")
+        value = self._opened.get(key, self._name)
+        if value is None:
+            raise damaged(self._name, f"must have a value of key {key.hex()}, has none")
+        return value
+
+
+def unreadable(path: Path, name: str, error: OSError) -> ShardCacheError:
+    """What to raise where the operating system refuses a file."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return MissingShardError(f"{name}: must be the file {path}, which does not exist")
-    reason = os.strerror(code) if code > 0 else text
-    if code < 0 or code in (errno.ELOOP, errno.ENXIO, errno.EIO):
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ELOOP, errno.ENXIO, errno.EIO, errno.ESTALE):
         return damaged(name, f"cannot be opened: {reason}")
     return StorageError(f"{name}: {path} cannot be opened: {reason}")
 
 
-def _proof(status: os.stat_result, seal: ShardSeal) -> Proof:
-    """What is known of a file once it was verified: its size, its structure, and when it was last modified."""
-    return status.st_size, seal.structure, status.st_mtime_ns
-
-
-def _check_file(status: os.stat_result, seal: ShardSeal, name: str) -> None:
+def check_file(status: os.stat_result, seal: ShardSeal, name: str) -> None:
+    """:class:`DamagedShardError` unless it is a regular file of the right size."""
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
         raise damaged(name, f"must be a regular file, is {kind}")
     if status.st_size != seal.file_bytes:
         raise damaged(name, f"must have {seal.file_bytes} bytes, has {status.st_size}")
+
+
+def _proof(status: os.stat_result, seal: ShardSeal) -> Proof:
+    """What is known of a file once it was verified: its size, its structure, and when it was last modified."""
+    return status.st_size, seal.structure, status.st_mtime_ns

@@ -12,9 +12,9 @@ import msgspec
 from shardcache.errors import CacheNotFoundError, FormatVersionError, ManifestError, UsageError
 from shardcache.format import compression, dtypes, spec
 from shardcache.format.columns import MASKED, Form, fixed_row_bytes
+from shardcache.format.pages import ShardSeal
 from shardcache.format.permutation import Permutation, derive
 from shardcache.format.schema import Column, Leaf, Node, column_name, validate_structure, walk
-from shardcache.format.shard import ShardSeal
 
 # The types whose dtype is not free, and those whose form is.
 _DTYPES = {"int": "<i8", "float": "<f8", "bool": "|b1", **dict.fromkeys(("str", "bytes", "image", "nested"), "|u1")}

@@ -81,7 +81,7 @@ def seal(fd: int, name: str) -> ShardSeal:
         DamagedShardError: it is not a sound shard, or cannot be read.
     """
     digest, file_bytes = hashlib.sha256(), 0
-    while data := _pread(fd, _READ_BYTES, file_bytes, name):
+    while data := pread(fd, _READ_BYTES, file_bytes, name):
         digest.update(data)
         file_bytes += len(data)
     return ShardSeal(file_bytes, structure(fd, file_bytes, name), digest.hexdigest())
@@ -97,6 +97,28 @@ def structure(fd: int, file_bytes: int, name: str) -> str:
     for _ in _Walk(fd, file_bytes, name, digest).leaves():
         pass
     return digest.hexdigest()
+
+
+class Table(NamedTuple):
+    """Where the values of a shard lie: keys (u64, from big-endian, ascending), offsets in the file, sizes in bytes."""
+
+    keys: NDArray[np.uint64]
+    offsets: Ints
+    sizes: NDArray[np.uint32]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.keys.nbytes + self.offsets.nbytes + self.sizes.nbytes
+
+
+def table(fd: int, file_bytes: int, name: str) -> tuple[str, Table]:
+    """The structure digest of a shard, as :func:`structure` gives it, and where its values lie."""
+    digest = xxhash.xxh3_128()
+    nothing = _Leaf(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
+    leaves = [nothing, *_Walk(fd, file_bytes, name, digest).leaves()]
+    keys, offsets, sizes = (np.concatenate(column) for column in zip(*leaves, strict=True))
+    return digest.hexdigest(), Table(keys, offsets, sizes.astype(np.uint32))
 
 
 def values(
@@ -161,7 +183,7 @@ class _Walk:
         return damaged(self._name, what)
 
     def _read(self, count: int, offset: int) -> bytes:
-        data = _pread(self._fd, count, offset, self._name)
+        data = pread(self._fd, count, offset, self._name)
         if len(data) != count:
             raise self._damaged(f"ends after {offset + len(data)} bytes, must have {self._file_bytes}")
         return data
@@ -282,8 +304,8 @@ def _records(data: NDArray[np.uint8], dtype: "np.dtype[Any]") -> NDArray[Any]:
     return np.ndarray((len(data) - dtype.itemsize) // 2 + 1, dtype, data.data, strides=(2,))
 
 
-def _pread(fd: int, count: int, offset: int, name: str) -> bytes:
-    """Up to ``count`` bytes, fewer only at the end of the file."""
+def pread(fd: int, count: int, offset: int, name: str) -> bytes:
+    """Up to ``count`` bytes of a shard, fewer only at the end of the file; what cannot be read is damage."""
     try:
         data = os.pread(fd, count, offset)
         while data and len(data) < count and (more := os.pread(fd, count - len(data), offset + len(data))):

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from shardcache.errors import DamagedError, ManifestError, MissingExtraError, ShardCacheError, StorageError, UsageError
-from shardcache.format import block, nested, pages, shard, spec
+from shardcache.format import block, leases, nested, pages, spec
 from shardcache.format import manifest as manifests
 from shardcache.format.block import Body, Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError
+from shardcache.format.leases import ShardReader
 from shardcache.format.manifest import ColumnTotals, Manifest
-from shardcache.format.shard import ShardReader
 from shardcache.integrity.report import LISTED, Problem, Report, said
 
 _MAX_THREADS = 4  # each holds a decoded block, which is large where a single sample is
@@ -192,7 +192,7 @@ class _Check:
                 add(block.damaged(place(row), f"not a value ({error})"), range(row, row + 1))
 
     def _lease(self, at: int) -> ShardReader:
-        return shard.lease(self._path(at), self._manifest.shards[at], f"shard {at:05d}")
+        return leases.lease(self._path(at), self._manifest.shards[at], f"shard {at:05d}")
 
     def _path(self, at: int) -> Path:
         return self._directory / spec.shard_name(at)

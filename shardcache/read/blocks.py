@@ -8,26 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from shardcache.format import block, nested, shard, spec
+from shardcache.format import block, leases, nested, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
+from shardcache.format.leases import ShardReader
 from shardcache.format.manifest import Manifest
+from shardcache.format.pages import ShardSeal
 from shardcache.format.schema import ABSENT
-from shardcache.format.shard import ShardReader, ShardSeal
 
 _KEPT_INDICES = 128
 
 
 class Blocks:
-    """The blocks of a cache, by their number in it. Thread-safe; holds no file open by itself."""
+    """The blocks of a cache, by their number in it, read by ``io``. Thread-safe; holds no file open by itself."""
 
-    def __init__(self, directory: Path, manifest: Manifest, types: Sequence[type] = ()) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, types: Sequence[type] = (), io: str = "mmap") -> None:
         self.manifest = manifest
-        self._directory = directory
+        self._directory, self._io = directory, io
         self._cache_id = bytes.fromhex(manifest.cache_id)
         self._decode = nested.decoder(types)
         self._indices: dict[int, bytes] = {}  # of a shard: a form for each (block, column)
-        self._shards: dict[int, tuple[Path, ShardSeal, str]] = {}
+        self._shards: dict[int, tuple[Path, ShardSeal, str, str]] = {}
 
     def read(
         self, number: int, positions: Iterable[int], into: Mapping[int, memoryview] = MappingProxyType({})
@@ -54,9 +55,9 @@ class Blocks:
     def _lease(self, at: int) -> AbstractContextManager[ShardReader]:
         where = self._shards.get(at)
         if where is None:
-            where = self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}"
+            where = self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}", self._io
             self._shards[at] = where
-        return shard.lease(*where)
+        return leases.lease(*where)
 
     def _place(self, at: int, local: int, position: int, row: int | None = None) -> Place:
         key = block.value_key(local, position, row)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import shardcache
-from shardcache.format import shard, spec
+from shardcache.format import leases, spec
 from tests.exact import exact
 
 SAMPLES = 44
@@ -66,7 +66,7 @@ def workshop() -> Iterator[Path]:
     inside = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="shardcache-faults-", dir=inside) as directory:
         yield Path(directory)
-        shard.close_all()
+        leases.close_all()
 
 
 def build(dataset: Any, path: Path, **options: Any) -> shardcache.Cache:
@@ -87,13 +87,13 @@ def victim(size: int = SAMPLES) -> Iterator[Path]:
 
 def rows(path: Path) -> list[Any]:
     """Every sample by random access, of files that are opened anew."""
-    shard.close_all()
+    leases.close_all()
     return [exact(sample) for sample in shardcache.open(path)[:]]
 
 
 def epoch(path: Path) -> list[Any]:
     """Every batch of an epoch, of files that are opened anew."""
-    shard.close_all()
+    leases.close_all()
     dataset = shardcache.CachedDataset(path, batch_size=12, shuffle=True, seed=3, collate="list")
     return [exact(batch) for batch in dataset]
 

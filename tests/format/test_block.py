@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import shardcache
 from shardcache.errors import DamagedBlockError, DamagedError, DamagedShardError
-from shardcache.format import block, compression, pages, shard, spec
+from shardcache.format import block, compression, leases, pages, spec
 from shardcache.format.block import PREFIX_BYTES, Place, open_body, open_into, seal, value_key
-from shardcache.format.shard import ShardWriter, lease
+from shardcache.format.leases import lease
+from shardcache.format.shard import ShardWriter
 from shardcache.read.blocks import Blocks
 
 ID = bytes(range(16))
@@ -188,7 +189,7 @@ class TestInACache:
                 with pytest.raises(DamagedBlockError):
                     self.read_all(blocks)
                 refused += 1
-                shard.close_all()
+                leases.close_all()
         assert refused > 2 * len(keys) - 3
 
     def test_a_value_of_another_cache_is_refused(self, path, tmp_path):
@@ -205,7 +206,7 @@ class TestInACache:
             blocks = self.rewrite(path, 0, {other: value for other, value in values.items() if other != key})
             with pytest.raises(DamagedError, match="shard 00000"):
                 self.read_all(blocks)
-            shard.close_all()
+            leases.close_all()
 
     def test_an_index_that_lies_is_refused(self, path):
         values, cache_id = self.values(path, 0), bytes.fromhex(shardcache.open(path).manifest.cache_id)
@@ -215,7 +216,7 @@ class TestInACache:
             blocks = self.rewrite(path, 0, {**values, spec.INDEX_KEY: bytes(seal(body, None, place))})
             with pytest.raises(DamagedBlockError, match="shard 00000, its index"):
                 self.read_all(blocks)
-            shard.close_all()
+            leases.close_all()
 
     def test_swapped_shards_are_refused(self, path):
         one, two = (path / spec.shard_name(number) for number in (0, 1))
@@ -227,7 +228,7 @@ class TestInACache:
 
     def test_every_flipped_byte_of_a_shard_is_noticed_or_was_never_looked_at(self, path):
         want = list(shardcache.open(path))
-        shard.close_all()
+        leases.close_all()
         file = path / spec.shard_name(0)
         data, draw, noticed = file.read_bytes(), random.Random(4), 0
         for _ in range(250):
@@ -238,7 +239,7 @@ class TestInACache:
                 assert list(shardcache.open(path)) == want
             except DamagedError:
                 noticed += 1
-            shard.close_all()
+            leases.close_all()
         assert noticed > 150
 
     def test_a_lease_gives_the_values_that_the_pages_say(self, path):

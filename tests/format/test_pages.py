@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from shardcache.errors import DamagedShardError
 from shardcache.format import pages
-from shardcache.format.shard import ShardWriter, lease, page_bytes
+from shardcache.format.leases import lease
+from shardcache.format.shard import ShardWriter, page_bytes
 
 PAGE = page_bytes()
 META, LEAF, BRANCH = 8, 2, 1
