@@ -13,7 +13,7 @@ from typing import Any
 
 import shardcache
 from shardcache import CacheError, MissingExtraError, verify
-from shardcache.format import shard, spec
+from shardcache.format import leases, spec
 from tests.faults.children import in_children
 from tests.faults.figures import Figures, Outcome
 from tests.faults.victims import readable, victim
@@ -260,7 +260,7 @@ class Hostile:
 
     def use(self, with_verify: bool) -> Outcome:
         """Everything that a user does with a cache, each on its own: one that is refused does not hide the next."""
-        shard.close_all()
+        leases.close_all()
         outcomes = [attempt(lambda: open_and_look(self.path))]
         if outcomes[0].kind == "served":
             cache = shardcache.open(self.path)
