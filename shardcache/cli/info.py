@@ -48,7 +48,7 @@ def _print(directory: str, info: dict[str, Any], fields: "list[Field]") -> None:
     written = ", ".join(f"{name} {version}" for name, version in info["written_by"].items())
     for line in (
         f"{directory}: {count(info['samples'], 'sample')}, {saving(info['raw_bytes'], info['file_bytes'])}, {layout}",
-        f"{count(info['shards'], 'shard')}, {blocks}; format {info['format_version']}, {written}",
+        f"{count(info['shards'], 'shard')}, {blocks}; format {info['format_version']}, {written}; read by {info['io']}",
         f"digest {info['digest']}",
     ):
         click.echo(plain(line))

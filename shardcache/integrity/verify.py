@@ -27,6 +27,7 @@ from shardcache.format.columns import NO_VALUE, BlockRows, BodyError
 from shardcache.format.leases import ShardReader
 from shardcache.format.manifest import ColumnTotals, Manifest
 from shardcache.integrity.report import LISTED, Problem, Report, said
+from shardcache.read.blocks import resolve_io
 
 _MAX_THREADS = 4  # each holds a decoded block, which is large where a single sample is
 
@@ -106,7 +107,7 @@ class _Check:
 
     def __init__(self, directory: Path, manifest: Manifest, progress: Progress | None) -> None:
         self.stopped = False
-        self._directory, self._manifest = directory, manifest
+        self._directory, self._manifest, self._io = directory, manifest, resolve_io("auto", directory)
         self._cache_id = bytes.fromhex(manifest.cache_id)
         self._permutation = manifest.permutation()
         self._decode = nested.decoder()
@@ -192,7 +193,7 @@ class _Check:
                 add(block.damaged(place(row), f"not a value ({error})"), range(row, row + 1))
 
     def _lease(self, at: int) -> ShardReader:
-        return leases.lease(self._path(at), self._manifest.shards[at], f"shard {at:05d}")
+        return leases.lease(self._path(at), self._manifest.shards[at], f"shard {at:05d}", self._io)
 
     def _path(self, at: int) -> Path:
         return self._directory / spec.shard_name(at)

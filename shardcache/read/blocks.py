@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shardcache.format import block, leases, nested, spec
+from shardcache.errors import UsageError
+from shardcache.format import block, leases, mounts, nested, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
 from shardcache.format.leases import ShardReader
@@ -19,12 +20,21 @@ from shardcache.format.schema import ABSENT
 _KEPT_INDICES = 128
 
 
+def resolve_io(io: str, directory: Path) -> str:
+    """``"mmap"`` or ``"pread"``: as asked, or for ``"auto"`` what suits the file system; else a UsageError."""
+    if io == "auto":
+        return "pread" if mounts.is_remote(mounts.file_system(directory)) else "mmap"
+    if io not in ("mmap", "pread"):
+        raise UsageError(f"io must be 'auto', 'mmap' or 'pread', was {io!r}")
+    return io
+
+
 class Blocks:
     """The blocks of a cache, by their number in it, read by ``io``. Thread-safe; holds no file open by itself."""
 
     def __init__(self, directory: Path, manifest: Manifest, types: Sequence[type] = (), io: str = "mmap") -> None:
         self.manifest = manifest
-        self._directory, self._io = directory, io
+        self._directory, self.io = directory, io
         self._cache_id = bytes.fromhex(manifest.cache_id)
         self._decode = nested.decoder(types)
         self._indices: dict[int, bytes] = {}  # of a shard: a form for each (block, column)
@@ -55,7 +65,7 @@ class Blocks:
     def _lease(self, at: int) -> AbstractContextManager[ShardReader]:
         where = self._shards.get(at)
         if where is None:
-            where = self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}", self._io
+            where = self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}", self.io
             self._shards[at] = where
         return leases.lease(*where)
 

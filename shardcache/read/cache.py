@@ -18,21 +18,25 @@ from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT, record_kind
 from shardcache.read import views
-from shardcache.read.blocks import Blocks
+from shardcache.read.blocks import Blocks, resolve_io
 from shardcache.read.fields import Assembler, Field, Schema
 from shardcache.read.geometry import Geometry, Selection
 
 
-def open(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> "Cache":
+def open(path: str | os.PathLike[str], *, types: Sequence[type] = (), io: str = "auto") -> "Cache":
     """Open a cache for reading. Only the manifest is read now; a shard is verified when it is first used.
 
     Args:
         path: the cache's directory.
         types: dataclasses and namedtuples; a record in the cache comes back as the one that has its name and fields,
             otherwise as a namedtuple. Nothing is imported because a cache names it.
+        io: how values are read. ``"mmap"``: where they lie in a memory map of the shard; a file that is truncated or
+            fails *while* it is read ends the process with SIGBUS, as with every memory map. ``"pread"``: copied from
+            the file, so that this is a :class:`~shardcache.DamagedError`. ``"auto"``: ``"pread"`` on network file
+            systems and FUSE, else ``"mmap"``.
 
     Raises:
-        UsageError: one of ``types`` is neither a dataclass nor a namedtuple.
+        UsageError: one of ``types`` is neither a dataclass nor a namedtuple, or ``io`` is none of these.
         CacheNotFoundError: there is no cache at ``path``.
         FormatVersionError: it was written by a later version of the format.
         ManifestError: its manifest is damaged.
@@ -40,7 +44,7 @@ def open(path: str | os.PathLike[str], *, types: Sequence[type] = ()) -> "Cache"
     for cls in types:
         if record_kind(cls) is None:
             raise UsageError(f"types must be dataclasses and namedtuples, one was {cls!r}")
-    return Cache(Path(path).absolute(), tuple(types))
+    return Cache(Path(path).absolute(), tuple(types), io=io)
 
 
 class Cache(Dataset[Any]):
@@ -58,9 +62,11 @@ class Cache(Dataset[Any]):
         *,
         expect: str | None = None,
         selected: Integers | None = None,
+        io: str = "auto",
     ) -> None:
         self.path = path
         self.types = types
+        self._io = io  # as asked: another machine may mount the path in another way
         self._selected = selected  # of a view: the source index of each of its samples
         self.manifest: Manifest = manifests.read(path)
         if expect is not None and self.manifest.digest != expect:
@@ -68,13 +74,13 @@ class Cache(Dataset[Any]):
                 f"{path}: another cache is here now (digest {self.manifest.digest[:16]}, was {expect[:16]})"
             )
         self.schema = Schema(self.manifest)
-        self.blocks = Blocks(path, self.manifest, types)
+        self.blocks = Blocks(path, self.manifest, types, resolve_io(io, path))
         self._permutation = self.manifest.permutation()
         self._assembler = Assembler(self.manifest, self.schema.fields, types)
         self._last = threading.local()
 
     def __reduce__(self) -> Any:
-        return _reopen, (self.path, self.types, self.manifest.digest, self._selected)
+        return _reopen, (self.path, self.types, self.manifest.digest, self._selected, self._io)
 
     def __len__(self) -> int:
         return self.manifest.samples if self._selected is None else len(self._selected)
@@ -173,7 +179,11 @@ class Cache(Dataset[Any]):
 
     def _view(self, positions: Integers) -> "Cache":
         selected = positions if self._selected is None else self._selected[positions]
-        return Cache(self.path, self.types, expect=self.manifest.digest, selected=selected)
+        return _reopen(self.path, self.types, self.manifest.digest, selected, self._io)
+
+    def with_io(self, io: str) -> "Cache":
+        """The same cache or view, read in another way: ``"auto"``, ``"mmap"`` or ``"pread"`` (see ``open``)."""
+        return _reopen(self.path, self.types, self.manifest.digest, self._selected, io)
 
     def read_fields(self, number: int, offsets: Sequence[int], fields: Sequence[Field]) -> list[list[Any]]:
         """The values of some fields at some rows of block ``number``, a list a field."""
@@ -215,6 +225,7 @@ class Cache(Dataset[Any]):
             "format_version": m.version,
             "digest": m.digest,
             "written_by": m.written_by,
+            "io": self.blocks.io,
             "columns": [
                 {
                     "name": field.name,
@@ -239,5 +250,5 @@ class Cache(Dataset[Any]):
         return "\n".join([head, *(f"  {line}" for line in repr(self.schema).splitlines())])
 
 
-def _reopen(path: Path, types: tuple[type, ...], digest: str, selected: Integers | None) -> Cache:
-    return Cache(path, types, expect=digest, selected=selected)
+def _reopen(path: Path, types: tuple[type, ...], digest: str, selected: Integers | None, io: str) -> Cache:
+    return Cache(path, types, expect=digest, selected=selected, io=io)

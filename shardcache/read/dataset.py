@@ -65,6 +65,7 @@ class CachedDataset(IterableDataset[Any]):
         epochs: how many epochs one iteration goes through, each in its own order; None never ends.
         threads: how many threads decode ahead of the consumer, in this process and in each worker process; 0: none, it
             is done when a batch is asked for. The batches are the same, and transforms run in the consumer's thread.
+        io: how values are read, as for :func:`~shardcache.open`; default: as the cache was opened.
         transport: ``"auto"``: batches reach the training process through shared memory that is used again and again;
             ``"torch"``: as the DataLoader sends them.
 
@@ -97,9 +98,10 @@ class CachedDataset(IterableDataset[Any]):
         canonical_ranks: int | None = None,
         epochs: int | None = 1,
         threads: int = 0,
+        io: str | None = None,
         transport: str = "auto",
     ) -> None:
-        self.cache = cache if isinstance(cache, Cache) else _opened(cache)
+        self.cache = _opened(cache, io)
         self._ranks, self._are_ranks_given = topology.ranks(rank, world_size), rank is not None
         self._shape = settings.batch_shape(
             self._ranks, batch_size, global_batch_size, canonical_ranks, drop_last, remainder
@@ -301,9 +303,11 @@ class CachedDataset(IterableDataset[Any]):
         return run_ahead(pipelines, lambda step: plan.thread_of(step, worker.workers, threads), steps, round_steps)
 
 
-def _opened(cache: Any) -> Cache:
+def _opened(cache: Any, io: str | None) -> Cache:
+    if isinstance(cache, Cache):
+        return cache if io is None else cache.with_io(io)
     if isinstance(cache, (str, os.PathLike)):
-        return caches.open(cache)
+        return caches.open(cache, io=io or "auto")
     raise UsageError(
         f"CachedDataset reads a cache, was given a {type(cache).__qualname__}: build one first, "
         "cache = shardcache.build(dataset, 'caches/train')"
