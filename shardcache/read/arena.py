@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardcache.errors import StructureError
+from shardcache.errors import DamagedError, StructureError
 from shardcache.format.columns import BlockRows, fixed_row_bytes
 from shardcache.format.permutation import Integers
+from shardcache.format.schema import ABSENT
 from shardcache.read.blocks import Blocks
 from shardcache.read.fields import TENSOR, Field
 from shardcache.read.strand import Rows
+from shardcache.read.watch import Watch
 
 _WORDS = tuple(np.dtype(word) for word in ("u8", "u4", "u2", "u1"))
+
+_NOTHING = np.empty(0, np.int64)
 
 Values = dict[int, list[Any]]
 
@@ -32,8 +36,11 @@ class Arena:
     its last row is taken.
     """
 
-    def __init__(self, blocks: Blocks, fields: Sequence[Field], slots: int, *, keep: bool) -> None:
-        self._blocks, self._keep = blocks, keep
+    def __init__(
+        self, blocks: Blocks, fields: Sequence[Field], slots: int, *, keep: bool, watch: Watch | None = None
+    ) -> None:
+        self._blocks, self._keep, self._watch = blocks, keep, watch or Watch()
+        self.lost = _NOTHING
         self._rows_per_block = blocks.manifest.rows_per_block
         self._fixed = {field.position: _Fixed(blocks, field, slots) for field in fields if field.batch == TENSOR}
         self._others = _other_columns(fields)
@@ -41,20 +48,27 @@ class Arena:
         self._free = list(range(slots))
         self._slot_of: OrderedDict[int, int] = OrderedDict()  # visit -> slot, the oldest first
         self._columns: list[dict[int, BlockRows]] = [{}] * slots
+        self._unreadable: set[int] = set()  # slots
 
     def take(self, rows: Rows, outs: Sequence[torch.Tensor]) -> Values:
         """Fill ``outs``, a tensor for each fixed field in their order, with ``rows``.
 
         Returns the values of the columns of all other fields: by position, one a row, ABSENT where there is none.
+        ``lost`` is then the rows that could not be read; without a watch that skips them there are none.
         """
         values: Values = {position: [] for position in self._others}
+        lost: set[int] = set()
         for part, run in self._runs(rows):
             places = self._load(run)
+            if self._unreadable:
+                slots = (places // self._rows_per_block).tolist()
+                lost.update(part.start + row for row, slot in enumerate(slots) if slot in self._unreadable)
             for fixed, out in zip(self._fixed.values(), outs, strict=True):
                 fixed.gather(places, out[part])
             for position, column in values.items():
-                column += self._values(position, places, run)
+                column += self._values(position, places, run, part.start, lost)
             self._release(run)
+        self.lost = np.array(sorted(lost), np.int64) if lost else _NOTHING
         return values
 
     def _runs(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
@@ -99,7 +113,14 @@ class Arena:
             slot = self._grow()
         count = self._blocks.manifest.block_rows(block)
         into = {position: fixed.memory(slot, count) for position, fixed in self._fixed.items()}
-        self._columns[slot] = self._blocks.read(block, self._others, into)
+        self._watch.turn_to(block)
+        try:
+            self._columns[slot] = self._blocks.read(block, self._others, into)
+            self._unreadable.discard(slot)
+        except DamagedError as error:
+            self._watch.lose(block, count, error)
+            self._columns[slot] = {}
+            self._unreadable.add(slot)
         self._slot_of[visit] = slot
 
     def _grow(self) -> int:
@@ -112,47 +133,69 @@ class Arena:
         self._slots += more
         return slot
 
-    def _values(self, position: int, places: Integers, rows: Rows) -> list[Any]:
-        """The values of a column at ``places``, where ``rows`` lie."""
+    def _values(self, position: int, places: Integers, rows: Rows, start: int, lost: set[int]) -> list[Any]:
+        """The values of a column at ``places``, where ``rows`` lie, the first of which is number ``start``."""
         slots, blocks = (places // self._rows_per_block).tolist(), rows.block.tolist()
-        return [
-            self._blocks.value(self._columns[slot], block, position, offset)
-            for slot, block, offset in zip(slots, blocks, rows.offset.tolist(), strict=True)
-        ]
+        wanted = list(zip(slots, blocks, rows.offset.tolist(), strict=True))
+        try:
+            return [self._blocks.value(self._columns[slot], block, position, offset) for slot, block, offset in wanted]
+        except DamagedError:
+            if not self._watch.skips:
+                raise
+        values: list[Any] = []
+        for row, (slot, block, offset) in enumerate(wanted, start):
+            try:
+                values.append(self._blocks.value(self._columns[slot], block, position, offset))
+            except DamagedError as error:  # a value of its own in a sound block
+                self._watch.lose(block, 1, error)
+                values.append(ABSENT)
+                lost.add(row)
+        return values
 
 
 class Straight:
     """For blocks of one row: there is nothing to wait for, so it goes from its shard into the batch, in one copy."""
 
-    def __init__(self, blocks: Blocks, fields: Sequence[Field]) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: Blocks, fields: Sequence[Field], watch: Watch) -> None:
+        self._blocks, self._watch = blocks, watch
+        self.lost = _NOTHING
         self._fixed = [field.position for field in fields if field.batch == TENSOR]
         self._others = _other_columns(fields)
 
     def take(self, rows: Rows, outs: Sequence[torch.Tensor]) -> Values:
         """As :meth:`Arena.take` does."""
         values: Values = {position: [] for position in self._others}
-        memories = [_bytes_of(out) for out in outs]
+        memories, lost = [bytes_of(out) for out in outs], []
         for row, block in enumerate(rows.block.tolist()):
             into = {position: memory[row].data for position, memory in zip(self._fixed, memories, strict=True)}
-            columns = self._blocks.read(block, self._others, into)
-            for position, column in values.items():
-                column.append(self._blocks.value(columns, block, position, 0))
+            self._watch.turn_to(block)
+            try:
+                columns = self._blocks.read(block, self._others, into)
+                found = [self._blocks.value(columns, block, position, 0) for position in values]
+            except DamagedError as error:
+                self._watch.lose(block, 1, error)
+                found = [ABSENT] * len(values)
+                lost.append(row)
+            for column, value in zip(values.values(), found, strict=True):
+                column.append(value)
+        self.lost = np.array(lost, np.int64)
         return values
 
 
-def buffer_for(blocks: Blocks, fields: Sequence[Field], slots: int, *, keep: bool) -> Arena | Straight:
+def buffer_for(
+    blocks: Blocks, fields: Sequence[Field], slots: int, *, keep: bool, watch: Watch | None = None
+) -> Arena | Straight:
     """What rows go through on their way into batches."""
     if blocks.manifest.rows_per_block == 1:
-        return Straight(blocks, fields)
-    return Arena(blocks, fields, slots, keep=keep)
+        return Straight(blocks, fields, watch or Watch())
+    return Arena(blocks, fields, slots, keep=keep, watch=watch)
 
 
 def _other_columns(fields: Sequence[Field]) -> list[int]:
     return sorted({at for field in fields if field.batch != TENSOR for at in field.positions})
 
 
-def _bytes_of(out: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def bytes_of(out: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """The memory of a batch: a row of bytes for each of its rows."""
     row_bytes = out[:1].numel() * out.itemsize
     return out.view(-1).view(torch.uint8).numpy().reshape(len(out), row_bytes)
@@ -192,4 +235,4 @@ class _Fixed:
         if self._row_bytes and len(places):
             # "clip" because "raise" would go through a copy; the places are ours. Not torch's index_select: it would
             # start a team of threads for each thread that calls it.
-            np.take(self._table, places, axis=0, out=_bytes_of(out).view(self._word), mode="clip")
+            np.take(self._table, places, axis=0, out=bytes_of(out).view(self._word), mode="clip")

@@ -27,6 +27,7 @@ from shardcache.read.pipeline import Pipeline
 from shardcache.read.plan import Plan
 from shardcache.read.recipe import SAMPLES_AT_ONCE, Recipe
 from shardcache.read.transforms import Transform, check_picklable
+from shardcache.read.watch import Board
 
 
 class CachedDataset(IterableDataset[Any]):
@@ -66,6 +67,9 @@ class CachedDataset(IterableDataset[Any]):
         threads: how many threads decode ahead of the consumer, in this process and in each worker process; 0: none, it
             is done when a batch is asked for. The batches are the same, and transforms run in the consumer's thread.
         io: how values are read, as for :func:`~shardcache.open`; default: as the cache was opened.
+        on_corrupt: ``"raise"``, or ``"skip"``: samples of damaged blocks are left out. Batches keep their number and
+            size: another sample of the batch stands in, marked in ``Meta.valid``; ``skipped`` counts, and each block is
+            warned of once.
         transport: ``"auto"``: batches reach the training process through shared memory that is used again and again;
             ``"torch"``: as the DataLoader sends them.
 
@@ -99,6 +103,7 @@ class CachedDataset(IterableDataset[Any]):
         epochs: int | None = 1,
         threads: int = 0,
         io: str | None = None,
+        on_corrupt: str = "raise",
         transport: str = "auto",
     ) -> None:
         self.cache = _opened(cache, io)
@@ -115,6 +120,9 @@ class CachedDataset(IterableDataset[Any]):
         if type(threads) is not int or threads < 0:
             raise UsageError(f"threads must be 0 or more, was {threads!r}")
         self._threads = threads
+        if on_corrupt not in ("raise", "skip"):
+            raise UsageError(f"on_corrupt must be 'raise' or 'skip', was {on_corrupt!r}")
+        self._skips, self._board = on_corrupt == "skip", Board()
         fields = self.cache.schema.choose(columns)
         whole, by_column = recipes.transforms_of(transform)
         self._recipe = Recipe(
@@ -218,6 +226,19 @@ class CachedDataset(IterableDataset[Any]):
             yield self.cache.source_indices(rows.block * per_block + rows.offset)
 
     @property
+    def skipped(self) -> int:
+        """Rows that ``on_corrupt="skip"`` replaced in the iterations of this dataset, in all workers of this rank.
+
+        They count when they are read, which is ahead of delivery. A loader made by ``loader()`` has a count of its own.
+        """
+        return self._board.skipped
+
+    @property
+    def board(self) -> Board:
+        """What the workers of this dataset report."""
+        return self._board
+
+    @property
     def world_size(self) -> int:
         """How many ranks there are."""
         return self._ranks.world_size
@@ -235,7 +256,7 @@ class CachedDataset(IterableDataset[Any]):
         ``options`` are the DataLoader's own: ``pin_memory``, ``prefetch_factor``, ``persistent_workers``, ...
         """
         twin = object.__new__(type(self))  # with epochs of its own: two loaders do not set each other's
-        twin.__dict__.update(self.__dict__, _epochs=Epochs(*self.position), _twins=weakref.WeakSet())
+        twin.__dict__.update(self.__dict__, _epochs=Epochs(*self.position), _board=Board(), _twins=weakref.WeakSet())
         self._twins.add(twin)
         return Loader(twin, num_workers=num_workers, **options)
 
@@ -296,7 +317,11 @@ class CachedDataset(IterableDataset[Any]):
         lanes, strands = -(-plan.lanes // (worker.workers * threads)), self._shape.strands // self._ranks.world_size
         slots = settings.slots(plan, lanes, strands, self._recipe.batch_size or SAMPLES_AT_ONCE)
         keep = plan.order.kind != "lanes"
-        pipelines = [Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep) for _ in range(threads)]
+        watch = self._board.watch(worker.number, self.cache.manifest.blocks_per_shard, skip=self._skips)
+        pipelines = [
+            Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep, watch=watch)
+            for _ in range(threads)
+        ]
         if not self._threads:
             return pipelines[0].run(steps)
         round_steps = max(self._recipe.steps_at_once, threads * plan.run_steps)

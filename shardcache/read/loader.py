@@ -1,13 +1,15 @@
 """``Loader``: the ordinary DataLoader, which counts what it has delivered."""
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from shardcache.errors import UsageError
+from shardcache.errors import DamagedShardError, UsageError
 from shardcache.read import state as states
+from shardcache.read.watch import Board
 
 if TYPE_CHECKING:
     from shardcache.read.dataset import CachedDataset
@@ -16,6 +18,22 @@ if TYPE_CHECKING:
 def as_it_is(batch: Any) -> Any:
     """What the dataset yields is a batch already."""
     return batch
+
+
+def raise_bus_error(error: RuntimeError, batches: Any, board: Board) -> None:
+    """Where a worker process died of SIGBUS: :class:`DamagedShardError`, naming the shard that it turned to last.
+
+    torch knows that a worker died, and of those that it lost only the process.
+    """
+    for process in getattr(batches, "_workers", ()):
+        if process.exitcode == -signal.SIGBUS:
+            shard = board.shard_of(process.pid)
+            where = "a shard" if shard is None else f"shard {shard:05d}"
+            raise DamagedShardError(
+                f"{where}: worker process {process.pid} died of a bus error after it turned to it: the file was "
+                "truncated under its memory map, or its disk fails (run 'shardcache verify'; io='pread' makes of it an "
+                "error that a worker survives)"
+            ) from error
 
 
 @dataclass
@@ -45,14 +63,18 @@ class _Counted(Iterator[Any]):
     """Counts the batches of an iteration. No generator: one that raised is finished, and would end the epoch early."""
 
     def __init__(self, batches: Iterator[Any], begun: _Begun, loader: "Loader") -> None:
-        self._batches, self._begun = batches, begun
+        self._batches, self._begun, self._board = batches, begun, loader.dataset.board
         self._loader: Loader | None = loader  # until the first batch
 
     def __next__(self) -> Any:
         loader, self._loader = self._loader, None
         if loader is not None and loader.is_overtaken(self._begun):
             self._batches = iter(loader)
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            raise_bus_error(error, self._batches, self._board)
+            raise
         self._begun.step += 1
         return batch
 
@@ -78,6 +100,11 @@ class Loader(DataLoader[Any]):
         self._begun: _Begun | None = None  # the iteration that was begun last
         super().__init__(dataset, batch_size=None, **options)
         self._trainers_epoch = vars(self.sampler)["set_epoch"] = _TrainersEpoch(dataset)
+
+    @property
+    def skipped(self) -> int:
+        """Rows that ``on_corrupt="skip"`` replaced in the iterations of this loader, as its workers read them."""
+        return self.dataset.skipped
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration."""

@@ -17,9 +17,11 @@ from shardcache.read.fields import LIST, RAGGED, TENSOR, Assembler, Field
 from shardcache.read.geometry import Flags
 from shardcache.read.plan import PlanReader
 from shardcache.read.recipe import Recipe
+from shardcache.read.stand_in import StandIns
 from shardcache.read.strand import Rows
 from shardcache.read.transforms import Transform
 from shardcache.read.transport import transport
+from shardcache.read.watch import Watch
 
 
 class Draft(NamedTuple):
@@ -40,13 +42,15 @@ class Pipeline:
     :meth:`draft` reads and decodes, and may run in another thread; :meth:`finish` transforms and collates.
     """
 
-    def __init__(self, recipe: Recipe, reader: PlanReader, epoch: int, slots: int, *, keep: bool) -> None:
+    def __init__(self, recipe: Recipe, reader: PlanReader, epoch: int, slots: int, *, keep: bool, watch: Watch) -> None:
         self._recipe, self._reader, self._epoch = recipe, reader, epoch
         self._fields = [self._as_read(field) for field in recipe.fields]
         self._tensors = [field for field in self._fields if field.batch == TENSOR]
         self._shapes = [(collate.torch_dtype(field), field.shape) for field in self._tensors]
         self._assembler = Assembler(recipe.cache.manifest, recipe.fields, recipe.cache.types)
-        self._buffer = buffer_for(recipe.cache.blocks, self._fields, slots, keep=keep)
+        blocks = recipe.cache.blocks
+        self._buffer = buffer_for(blocks, self._fields, slots, keep=keep, watch=watch)
+        self._stand_ins = StandIns(blocks, recipe.cache.geometry, self._fields, watch)
         self._joiners = {f.position: self._assembler.field_joiner(f) for f in recipe.fields if len(f.positions) > 1}
         self._transport = transport(recipe.transport)
         self._guard: Callable[[], Any] = transforms.global_generators_kept if recipe.draws else nullcontext
@@ -73,6 +77,8 @@ class Pipeline:
         rows = self._reader.rows(steps)
         outs = self._transport.batch([(dtype, (len(rows.block), *shape)) for dtype, shape in self._shapes])  # type: ignore[arg-type]
         values = self._buffer.take(rows, outs)
+        if len(self._buffer.lost):
+            rows = self._stand_ins.fill(rows, outs, values, self._buffer.lost)
         columns: dict[int, Any] = {}
         for field, out in zip(self._tensors, outs, strict=True):
             columns[field.position] = collate.native(field, out)
