@@ -87,8 +87,10 @@ def open_into(value: memoryview, out: memoryview, place: Place) -> None:
     _fill(value, out, place)
 
 
-def open_body(value: memoryview, place: Place) -> Body:
-    """Check a stored value and return its body in memory of its own."""
+def open_body(value: memoryview, place: Place, *, borrow: bool = False) -> Body:
+    """Check a stored value and return its body, in memory of its own; where it is, with ``borrow``, if that can be."""
+    if borrow and body_bytes(value, place) and value[14] == compression.NONE:
+        return np.frombuffer(value[PREFIX_BYTES:], np.uint8)
     out = np.empty(body_bytes(value, place), np.uint8)
     _fill(value, out.data, place)
     return out

@@ -7,6 +7,7 @@ without.
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,7 @@ class BlockRows:
         "_data",
         "_decode",
         "_fetch",
+        "_is_used",
         "_large",
         "_places",
         "_starts",
@@ -180,6 +182,7 @@ class BlockRows:
         self._places: Array | None = None
         self._starts: Array | None = None
         self._large: Array | None = None
+        self._is_used = False
         self._take: Callable[[int], Any] | None = None
         present = count
         if form & MASKED:
@@ -235,8 +238,23 @@ class BlockRows:
         if self._large is not None and self._large[place]:
             return self._ragged_value(self._fetch(row), place)
         if self._take is None:
+            if not self._is_used:
+                self._is_used = True
+                return self._only(place)
             self._take = self._taker()
         return self._take(place)
+
+    def _only(self, place: int) -> Any:
+        """The first value that is asked for: often it is the only one, and not worth more than itself."""
+        data, column = self._data, self._column
+        if self.form != Form.FIXED:
+            assert self._starts is not None
+            return self._ragged_value(data[self._starts[place] : self._starts[place + 1]], place)
+        size = fixed_row_bytes(column)
+        row = data[place * size : (place + 1) * size]
+        if column.type in ("int", "float", "bool"):
+            return np.frombuffer(row, column.dtype)[0].item()
+        return decode_array(column.type, column.dtype, column.fixed_shape or (), row)
 
     def _taker(self) -> Callable[[int], Any]:
         """A function from a place among the rows that have a value to the value: what can be done once a block is."""
@@ -278,6 +296,7 @@ def _need(condition: Any, what: str) -> None:
         raise BodyError(what)
 
 
+@lru_cache(maxsize=4096)  # asked for with every block
 def fixed_row_bytes(column: Column) -> int:
     """Bytes of one row of a fixed body."""
     shape = column.fixed_shape

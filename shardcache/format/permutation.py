@@ -117,16 +117,13 @@ class Permutation:
     def _int_rounds(self, word: int, rounds: range) -> int:
         high, low = word >> self._low_bits, word & self._low_mask
         for number in rounds:
+            mixed = (((low if number % 2 == 0 else high) ^ self._keys[number]) * _MIX1) & _MASK
+            mixed = (((mixed ^ mixed >> 32) * _MIX2) & _MASK) >> 32
             if number % 2 == 0:
-                high ^= self._int_round(low, number) & self._high_mask
+                high ^= mixed & self._high_mask
             else:
-                low ^= self._int_round(high, number) & self._low_mask
+                low ^= mixed & self._low_mask
         return high << self._low_bits | low
-
-    def _int_round(self, half: int, number: int) -> int:
-        word = ((half ^ self._keys[number]) * _MIX1) & _MASK
-        word ^= word >> 32
-        return ((word * _MIX2) & _MASK) >> 32
 
     def _array_rounds(self, words: _Words, rounds: range) -> _Words:
         high, low = words >> np.uint64(self._low_bits), words & np.uint64(self._low_mask)

@@ -41,11 +41,17 @@ class Blocks:
         self._shards: dict[int, tuple[Path, ShardSeal, str, str]] = {}
 
     def read(
-        self, number: int, positions: Iterable[int], into: Mapping[int, memoryview] = MappingProxyType({})
+        self,
+        number: int,
+        positions: Iterable[int],
+        into: Mapping[int, memoryview] = MappingProxyType({}),
+        *,
+        borrow: bool = False,
     ) -> dict[int, BlockRows]:
         """The columns at ``positions`` of block ``number``; one that has no value there is left out.
 
-        The fixed columns in ``into`` are decoded straight into the memory that is given for them.
+        The fixed columns in ``into`` are decoded straight into the memory that is given for them. With ``borrow`` what
+        is not compressed stays where it is: for values that are taken at once, since the file may change.
         """
         at, local = divmod(number, self.manifest.blocks_per_shard)
         found = {}
@@ -59,7 +65,7 @@ class Blocks:
                 block.open_into(reader.get(place.key), memory, place)
             for position in positions:
                 if forms[position] != NO_VALUE:
-                    found[position] = self._rows(reader, number, position, forms[position])
+                    found[position] = self._rows(reader, number, position, forms[position], borrow)
         return found
 
     def _lease(self, at: int) -> AbstractContextManager[ShardReader]:
@@ -73,9 +79,9 @@ class Blocks:
         key = block.value_key(local, position, row)
         return Place(self._cache_id, at, key, self.manifest.columns[position].name)
 
-    def _rows(self, reader: ShardReader, number: int, position: int, form: int) -> BlockRows:
+    def _rows(self, reader: ShardReader, number: int, position: int, form: int, borrow: bool) -> BlockRows:
         place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
-        body = block.open_body(reader.get(place.key), place)
+        body = block.open_body(reader.get(place.key), place, borrow=borrow)
         rows = self.manifest.block_rows(number)
         try:
             return BlockRows(

@@ -91,10 +91,18 @@ class Cache(Dataset[Any]):
         if isinstance(index, (list, tuple, range)) or getattr(index, "ndim", 0) == 1:
             return self.__getitems__(index)
         number, offset = divmod(self._row(index), self.manifest.rows_per_block)
-        last = getattr(self._last, "block", None)
-        if last is None or last[0] != number:
-            last = self._last.block = (number, self.blocks.read(number, self._assembler.positions))
-        return self._sample(number, last[1], offset)
+        return self._sample(number, self._columns(number), offset)
+
+    def _columns(self, number: int) -> dict[int, BlockRows]:
+        """The columns of a block, of which one sample is wanted; kept from the second time in a row on."""
+        last, columns = getattr(self._last, "block", (None, None))
+        if last != number:
+            self._last.block = number, None
+            return self.blocks.read(number, self._assembler.positions, borrow=True)
+        if columns is None:
+            columns = self.blocks.read(number, self._assembler.positions)
+            self._last.block = number, columns
+        return columns
 
     def __getitems__(self, indices: Iterable[Any]) -> list[Any]:
         """The samples at ``indices``, in that order; each block is read once."""

@@ -120,6 +120,20 @@ def native(field: Field, out: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def rows_of(field: Field, out: torch.Tensor) -> list[Any]:
+    """The values of a gathered field one by one, each owning its memory, as they went in."""
+    if field.type == "tensor":
+        return list(map(torch.Tensor.clone, out.unbind(0)))
+    if field.type in ("int", "float", "bool"):
+        values: list[Any] = out.tolist()
+        return values
+    dtype = dtypes.array_dtype(field.dtype)
+    array = out.view(-1).view(torch.uint8).numpy().view(dtype).reshape(out.shape)
+    if field.type == "scalar":
+        return list(array)
+    return [array[number, ...].copy() for number in range(len(array))]
+
+
 def list_column(field: Field, values: list[Any], policies: Policies) -> Any:
     """The batch of a field that is no tensor: padded where that was asked for, else a list."""
     policy = policies.of(field.name, varies=field.batch == RAGGED)

@@ -25,7 +25,7 @@ from shardcache.read.loader import Loader
 from shardcache.read.orphans import end_with_parent
 from shardcache.read.pipeline import Pipeline
 from shardcache.read.plan import Plan
-from shardcache.read.recipe import SAMPLES_AT_ONCE, Recipe
+from shardcache.read.recipe import Recipe
 from shardcache.read.transforms import Transform, check_picklable
 from shardcache.read.watch import Board
 
@@ -315,7 +315,7 @@ class CachedDataset(IterableDataset[Any]):
         """The steps of one epoch that belong to a worker."""
         threads = 1 if plan.order.kind == "full" else max(1, self._threads)
         lanes, strands = -(-plan.lanes // (worker.workers * threads)), self._shape.strands // self._ranks.world_size
-        slots = settings.slots(plan, lanes, strands, self._recipe.batch_size or SAMPLES_AT_ONCE)
+        slots = settings.slots(plan, lanes, strands, self._recipe.batch_size or self._recipe.steps_at_once)
         keep = plan.order.kind != "lanes"
         watch = self._board.watch(worker.number, self.cache.manifest.blocks_per_shard, skip=self._skips)
         pipelines = [

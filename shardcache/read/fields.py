@@ -14,8 +14,10 @@ from shardcache.format.columns import MASKED, Form
 from shardcache.format.manifest import Manifest
 from shardcache.format.schema import (
     ABSENT,
+    DictNode,
     Leaf,
     Node,
+    TupleNode,
     columns_below,
     item_names,
     item_positions,
@@ -49,6 +51,11 @@ class Field:
     position: int
     positions: range
     node: Node
+
+    @property
+    def fixed_shape(self) -> tuple[int, ...]:
+        """The shape of each value of a fixed field."""
+        return tuple(size for size in self.shape if size is not None)
 
     @property
     def tensor_dtype(self) -> str:
@@ -169,10 +176,24 @@ class Assembler:
             if not set(range(position, position + columns_below(node))).isdisjoint(self.positions)
         }
         self._join = joiner(manifest.structure, self._makers, self._kept.__contains__)
+        # A tuple or dict whose items are all fields needs no joiner, where no value is ABSENT.
+        root = manifest.structure
+        is_plain = isinstance(root, TupleNode) or (isinstance(root, DictNode) and not root.ordered)
+        self._is_flat = is_plain and len(fields) == len(root.items) and all(isinstance(f.node, Leaf) for f in fields)
+        self._keys = root.keys if isinstance(root, DictNode) else None
+        self._unsure = [field.position for field in fields if field.batch != TENSOR]
 
     def join(self, values: Mapping[int, Any]) -> Any:
         """The whole from its parts: values of all columns for a sample, one entry a field for a batch."""
         return self._join([values.get(position, ABSENT) for position in range(self._size)])
+
+    def join_all(self, columns: Mapping[int, Sequence[Any]]) -> list[Any]:
+        """A whole for each row of ``columns``, which have one list of values for each field."""
+        if self._is_flat and not any(value is ABSENT for at in self._unsure for value in columns[at]):
+            rows = zip(*(columns[position] for position in self.positions), strict=True)
+            return list(rows) if self._keys is None else [dict(zip(self._keys, row, strict=True)) for row in rows]
+        at = list(columns)
+        return [self.join(dict(zip(at, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
     def field_joiner(self, field: Field) -> Callable[[Sequence[Any]], Any]:
         """What builds a field of several columns from a list of all columns' values."""

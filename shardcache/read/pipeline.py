@@ -45,18 +45,18 @@ class Pipeline:
     def __init__(self, recipe: Recipe, reader: PlanReader, epoch: int, slots: int, *, keep: bool, watch: Watch) -> None:
         self._recipe, self._reader, self._epoch = recipe, reader, epoch
         self._fields = [self._as_read(field) for field in recipe.fields]
-        self._tensors = [field for field in self._fields if field.batch == TENSOR]
-        self._shapes = [(collate.torch_dtype(field), field.shape) for field in self._tensors]
+        self._gathered = [field for field in recipe.fields if field.batch == TENSOR]
+        self._as_tensor = [field.position for field in self._fields if field.batch == TENSOR]
         self._assembler = Assembler(recipe.cache.manifest, recipe.fields, recipe.cache.types)
         blocks = recipe.cache.blocks
-        self._buffer = buffer_for(blocks, self._fields, slots, keep=keep, watch=watch)
-        self._stand_ins = StandIns(blocks, recipe.cache.geometry, self._fields, watch)
+        self._buffer = buffer_for(blocks, recipe.fields, slots, keep=keep, watch=watch)
+        self._stand_ins = StandIns(blocks, recipe.cache.geometry, recipe.fields, watch)
         self._joiners = {f.position: self._assembler.field_joiner(f) for f in recipe.fields if len(f.positions) > 1}
         self._transport = transport(recipe.transport)
         self._guard: Callable[[], Any] = transforms.global_generators_kept if recipe.draws else nullcontext
 
     def _as_read(self, field: Field) -> Field:
-        """A field whose values are needed one by one is not gathered to a tensor."""
+        """A field whose values are needed one by one does not stay the tensor as which it was gathered."""
         if self._recipe.makes_samples or field.name in self._recipe.column_transforms:
             return dataclasses.replace(field, batch=LIST)
         if field.batch == TENSOR and self._recipe.policies.of(field.name, varies=False) != "stack":
@@ -75,17 +75,32 @@ class Pipeline:
     def draft(self, steps: list[int]) -> Draft:
         """The rows of some steps, decoded."""
         rows = self._reader.rows(steps)
-        outs = self._transport.batch([(dtype, (len(rows.block), *shape)) for dtype, shape in self._shapes])  # type: ignore[arg-type]
-        values = self._buffer.take(rows, outs)
+        outs = self._outs(len(rows.block))
+        gathered = [outs[field.position] for field in self._gathered]
+        values = self._buffer.take(rows, gathered)
         if len(self._buffer.lost):
-            rows = self._stand_ins.fill(rows, outs, values, self._buffer.lost)
+            rows = self._stand_ins.fill(rows, gathered, values, self._buffer.lost)
         columns: dict[int, Any] = {}
-        for field, out in zip(self._tensors, outs, strict=True):
-            columns[field.position] = collate.native(field, out)
         for field in self._fields:
-            if field.batch != TENSOR:
+            out = outs.get(field.position)
+            if out is None:
                 columns[field.position] = self._joined(field, values)
+            elif field.position in self._as_tensor:
+                columns[field.position] = collate.native(field, out)
+            else:
+                columns[field.position] = collate.rows_of(field, out)
         return Draft(steps, self._source_indices(rows), rows.valid, columns)
+
+    def _outs(self, rows: int) -> dict[int, torch.Tensor]:
+        """A tensor to fill for each fixed field: where batches are made, or in ordinary memory if it is taken apart."""
+        shapes = {f.position: (collate.torch_dtype(f), (rows, *f.fixed_shape)) for f in self._gathered}
+        yielded = self._transport.batch([shapes[position] for position in self._as_tensor])
+        outs = {
+            position: torch.empty(shape, dtype=dtype)
+            for position, (dtype, shape) in shapes.items()
+            if position not in self._as_tensor
+        }
+        return outs | dict(zip(self._as_tensor, yielded, strict=True))
 
     def _joined(self, field: Field, values: Values) -> list[Any]:
         """The values of a field, one a row."""
@@ -155,12 +170,11 @@ class Pipeline:
 
     def _samples(self, draft: Draft) -> list[Any]:
         """The samples of a draft, as they went in, transformed."""
-        columns = []
+        columns = {}
         for field in self._fields:
             transform, column = self._recipe.column_transforms.get(field.name), draft.columns[field.position]
-            columns.append(column if transform is None else self._applied(transform, column, draft.sources))
-        at = [field.position for field in self._fields]
-        samples = [self._assembler.join(dict(zip(at, row, strict=True))) for row in zip(*columns, strict=True)]
+            columns[field.position] = column if transform is None else self._applied(transform, column, draft.sources)
+        samples = self._assembler.join_all(columns)
         transform = self._recipe.transform
         return samples if transform is None else self._applied(transform, samples, draft.sources)
 

@@ -3,15 +3,19 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from shardcache.errors import ShardCacheWarning, UsageError
 from shardcache.read.cache import Cache
 from shardcache.read.collate import Policies
 from shardcache.read.fields import RAGGED, Field
+from shardcache.read.settings import row_bytes
 from shardcache.read.transforms import Transform
 
-SAMPLES_AT_ONCE = 256
+# Where a step is a sample: as many are read together as this, but not more than so many bytes.
+SAMPLES_AT_ONCE = 1024
+BYTES_AT_ONCE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,12 @@ class Recipe:
         """Whether whole samples are built, one by one, on the way to what is yielded."""
         return self.batch_size is None or self.transform is not None or self.collate_fn is not None
 
-    @property
+    @cached_property
     def steps_at_once(self) -> int:
         """How many steps are read together: samples are many, and each is a step."""
-        return SAMPLES_AT_ONCE if self.batch_size is None else 1
+        if self.batch_size is not None:
+            return 1
+        return max(1, min(SAMPLES_AT_ONCE, int(BYTES_AT_ONCE / row_bytes(self.cache.manifest, self.fields))))
 
     @property
     def draws(self) -> bool:
