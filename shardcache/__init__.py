@@ -13,6 +13,7 @@ from shardcache.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
     from shardcache.builder.build import build
+    from shardcache.integrity.repair import repair
     from shardcache.integrity.verify import verify
     from shardcache.read.cache import Cache, open
     from shardcache.read.collate import Meta, Pad, Padded
@@ -30,6 +31,7 @@ _HOMES = {
     "Meta": "shardcache.read.collate",
     "Pad": "shardcache.read.collate",
     "Padded": "shardcache.read.collate",
+    "repair": "shardcache.integrity.repair",
     "verify": "shardcache.integrity.verify",
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "Padded",
     "build",
     "open",
+    "repair",
     "verify",
     *errors.__all__,
 ]

@@ -11,7 +11,7 @@ from shardcache import errors
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
-CALLS_AND_CLASSES = {"Cache", "CachedDataset", "Loader", "Meta", "Pad", "Padded", "build", "open", "verify"}
+CALLS_AND_CLASSES = {"Cache", "CachedDataset", "Loader", "Meta", "Pad", "Padded", "build", "open", "repair", "verify"}
 
 
 def test_all_is_exactly_the_public_names():
@@ -43,7 +43,7 @@ def test_a_public_name_has_a_docstring_and_a_place_in_the_readme(name: str):
     assert re.search(rf"`[^`\n]*\b{name}\b|\b{name}\(", README), f"README.md does not name {name}"
 
 
-@pytest.mark.parametrize("name", ["build", "open", "verify", "CachedDataset"])
+@pytest.mark.parametrize("name", ["build", "open", "repair", "verify", "CachedDataset"])
 def test_every_argument_of_a_public_call_is_documented(name: str):
     thing = getattr(shardcache, name)
     text = inspect.getdoc(thing) or ""

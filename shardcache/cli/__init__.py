@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from shardcache import __version__
-from shardcache.cli import bench, build, head, info, verify
+from shardcache.cli import bench, build, head, info, repair, verify
 from shardcache.cli.options import debug_option, is_debugged
 from shardcache.cli.text import one_line
 from shardcache.errors import ShardCacheError, ShardCacheWarning
@@ -132,4 +132,5 @@ main.add_command(build.command)
 main.add_command(info.command)
 main.add_command(head.command)
 main.add_command(verify.command)
+main.add_command(repair.command)
 main.add_command(bench.command)

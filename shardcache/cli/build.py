@@ -89,7 +89,7 @@ def command(
     TARGET is 'package.module:callable' or 'file.py:callable'. What it names makes the dataset, or is one. The current
     folder is importable.
     """
-    kwargs = _parse_arguments(args)
+    kwargs = parse_arguments(args)
     options: dict[str, Any] = {"codec": _parse_codecs(codecs)}
     if block_bytes is not None:
         options["block_bytes"] = _parse_size(block_bytes)
@@ -97,7 +97,7 @@ def command(
     import shardcache
 
     start = time.perf_counter()
-    with _results_only():
+    with results_only():
         cache = shardcache.build(
             target,
             out,
@@ -122,7 +122,7 @@ def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_j
     click.echo(plain(f"{out}: {samples}, {saving(info['raw_bytes'], info['file_bytes'])}, {what}"))
 
 
-def _parse_arguments(args: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(args: Sequence[str]) -> dict[str, Any]:
     """``NAME=VALUE`` texts as keyword arguments; what was understood is said on standard error."""
     kwargs: dict[str, Any] = {}
     for text in args:
@@ -161,7 +161,7 @@ def _parse_size(text: str) -> int:
 
 
 @contextmanager
-def _results_only() -> Iterator[None]:
+def results_only() -> Iterator[None]:
     """The dataset's code may print: that goes to standard error, from worker processes and from C too."""
     sys.stdout.flush()
     try:

@@ -22,10 +22,13 @@ _SHOWN = 50
 @cache_argument
 @click.option("-j", "--num-workers", type=int, metavar="N", help="Threads.  [default: one a core, at most 4]")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code says it.")
+@click.option("--expect", metavar="DIGEST", help="The digest that it must have ('shardcache info --digest').")
 @json_option
 @debug_option
 @click.pass_context
-def command(ctx: click.Context, directory: str, num_workers: int | None, quiet: bool, as_json: bool) -> None:
+def command(
+    ctx: click.Context, directory: str, num_workers: int | None, quiet: bool, expect: str | None, as_json: bool
+) -> None:
     """Read every byte of a cache, and decode every value.
 
     The exit code is 0 where all is as it was written, and 6 where something is not; then each problem is listed
@@ -35,7 +38,7 @@ def command(ctx: click.Context, directory: str, num_workers: int | None, quiet: 
 
     start = time.perf_counter()
     with _bar(not quiet) as progress:
-        report = shardcache.verify(directory, num_workers=num_workers, progress=progress)
+        report = shardcache.verify(directory, expect=expect, num_workers=num_workers, progress=progress)
     if as_json:
         print_json(report.as_dict())
     elif not quiet:
@@ -44,6 +47,8 @@ def command(ctx: click.Context, directory: str, num_workers: int | None, quiet: 
 
 
 def _print(directory: str, report: "Report", seconds: float) -> None:
+    from shardcache.integrity.report import UNEXPECTED
+
     for problem in report.problems[:_SHOWN]:
         click.echo(plain(f"{problem.file}: {problem.what}"))
         click.echo(plain(f"    {problem.consequence}"))
@@ -54,6 +59,8 @@ def _print(directory: str, report: "Report", seconds: float) -> None:
     m = report.manifest
     if m is None:
         click.echo(plain(f"{directory}: damaged: the manifest cannot be read"))
+    elif report.problems and report.problems[0].kind == UNEXPECTED:
+        click.echo(plain(f"{directory}: not the cache that was expected"))
     elif report:
         what = f"{count(m.samples, 'sample')} in {count(len(m.shards), 'shard')}"
         read = f"{size(sum(seal.file_bytes for seal in m.shards))} read in {duration(seconds)}"

@@ -11,13 +11,15 @@ from shardcache.format.manifest import Manifest
 LISTED = 1000  # source indices that a problem lists
 _SHOWN = 4  # and that its text shows
 
+UNEXPECTED = "UnexpectedDigest"  # the kind of problem of a cache that is not the one that was expected
+
 
 @dataclass(frozen=True)
 class Problem:
     """One thing that is not as it was written.
 
     ``block`` is numbered in its shard. ``rows`` are the rows of the cache that cannot be read because of it: none where
-    no sample depends on the bytes, None where the manifest itself is unreadable, and with it everything.
+    no sample depends on the bytes, None where the manifest itself cannot be used, and with it nothing.
     ``source_indices`` are those of the first 1,000 of the rows.
     """
 
@@ -32,6 +34,8 @@ class Problem:
     @property
     def consequence(self) -> str:
         """What is lost, in words."""
+        if self.kind == UNEXPECTED:
+            return "it is another cache, or one that somebody changed; nothing more was checked"
         if self.rows is None:
             return "nothing of the cache can be read"
         if not self.rows:

@@ -10,6 +10,7 @@ read, gives up the shard. Each problem says which rows cannot be read because of
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from shardcache.format.block import Body, Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError
 from shardcache.format.leases import ShardReader
 from shardcache.format.manifest import ColumnTotals, Manifest
-from shardcache.integrity.report import LISTED, Problem, Report, said
+from shardcache.integrity.report import LISTED, UNEXPECTED, Problem, Report, said
 from shardcache.read.blocks import resolve_io
 
 _MAX_THREADS = 4  # each holds a decoded block, which is large where a single sample is
@@ -34,11 +35,19 @@ _MAX_THREADS = 4  # each holds a decoded block, which is large where a single sa
 Progress = Callable[[int, int], None]
 
 
-def verify(path: str | os.PathLike[str], *, num_workers: int | None = None, progress: Progress | None = None) -> Report:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    expect: str | None = None,
+    num_workers: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Read every byte of a cache and decode every value; report all that is wrong.
 
     Args:
         path: the cache's directory.
+        expect: the digest that the cache must have (``shardcache info --digest``), e.g. one that was published with it:
+            the manifest's, which covers every shard. With another one nothing more is checked.
         num_workers: threads, each at one shard; by default one a core, at most 4. A thread holds one block of one
             column at a time.
         progress: called with (rows checked, rows in all) from the threads, one at a time.
@@ -49,8 +58,11 @@ def verify(path: str | os.PathLike[str], *, num_workers: int | None = None, prog
     Raises:
         CacheNotFoundError: there is no cache at ``path``.
         FormatVersionError: it was written by a later version of the format.
-        UsageError: ``num_workers`` is not a number of threads.
+        UsageError: ``num_workers`` is not a number of threads, or ``expect`` is no digest.
     """
+    expected = None if expect is None else expect.strip().lower()
+    if expected is not None and not re.fullmatch("[0-9a-f]{64}", expected):
+        raise UsageError(f"expect must be a digest of 64 hex digits, was {expect!r}")
     if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
         raise UsageError(f"num_workers must be 0 or more, was {num_workers!r}")
     directory = Path(path).absolute()
@@ -58,6 +70,9 @@ def verify(path: str | os.PathLike[str], *, num_workers: int | None = None, prog
         manifest = manifests.read(directory)
     except ManifestError as error:
         return Report(directory, (Problem(spec.MANIFEST_NAME, type(error).__name__, said(error), None),))
+    if expected not in (None, manifest.digest):
+        what = f"the digest of the cache must be {expected}, is {manifest.digest}"
+        return Report(directory, (Problem(spec.MANIFEST_NAME, UNEXPECTED, what, None),), manifest=manifest)
     threads = min(os.cpu_count() or 1, _MAX_THREADS) if num_workers is None else max(1, num_workers)
     check = _Check(directory, manifest, progress)
     with ThreadPoolExecutor(threads, "verify") as pool:
