@@ -7,6 +7,7 @@ what only the build needed, and renames the directory: readers see nothing or ev
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from shardcache.builder.shards import ShardRecord
 from shardcache.errors import BuildInProgressError, BuildMismatchError, CacheExistsError, ShardCacheError, StorageError
 from shardcache.format import manifest, spec
 from shardcache.format.manifest import ColumnTotals, Manifest
+from shardcache.read.hold import REPLACED, is_held, replaced
 
 _PLAN = "plan.json"
 _LOCK = "lock"
@@ -133,7 +135,7 @@ class Staging:
         return taken
 
     def _rename(self, replace: bool) -> None:
-        old = self.target.with_name(f"{self.target.name}.replaced-{os.getpid()}")
+        old = self.target.with_name(f"{self.target.name}{REPLACED}{secrets.token_hex(4)}")
         if not self._check_target(replace):
             if self.target.exists():
                 self.target.rmdir()
@@ -145,7 +147,14 @@ class Staging:
         except OSError:
             old.rename(self.target)
             raise
-        shutil.rmtree(old)
+        sweep(self.target)
+
+
+def sweep(target: Path) -> None:
+    """Delete what was replaced at a path, but for what somebody still reads."""
+    for old in replaced(target):
+        if not is_held(old):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _records(done: Manifest) -> Iterator[ShardRecord]:

@@ -103,17 +103,17 @@ class _OpenShards:
         self._lock = threading.Lock()
         self._opening = threading.Lock()  # one at a time: threads that want the same shard find it open
 
-    def acquire(self, path: Path, seal: ShardSeal, name: str, io: str) -> OpenShard:
-        """The open, verified file at a path."""
+    def acquire(self, path: Path, seal: ShardSeal, name: str, io: str, dir_fd: int | None) -> OpenShard:
+        """The open, verified file at a path, or of its name in the directory that ``dir_fd`` has open."""
         try:
-            status = os.lstat(path)
+            status = os.stat(path if dir_fd is None else path.name, dir_fd=dir_fd, follow_symlinks=False)
         except OSError as error:
             raise unreadable(path, name, error) from error
         found = self._find(status, seal, io)
         if found is None:
             check_file(status, seal, name)
             with self._opening:
-                found = self._open(path, seal, name, io)
+                found = self._open(path, seal, name, io, dir_fd)
         return found
 
     def close_all(self) -> None:
@@ -131,11 +131,11 @@ class _OpenShards:
             self._kept.move_to_end(inode)
             return found
 
-    def _open(self, path: Path, seal: ShardSeal, name: str, io: str) -> OpenShard:
+    def _open(self, path: Path, seal: ShardSeal, name: str, io: str, dir_fd: int | None) -> OpenShard:
         # Without O_NONBLOCK, a named pipe that was put there just now would make this wait for a writer.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(path, flags)
+            fd = os.open(path if dir_fd is None else path.name, flags, dir_fd=dir_fd)
         except OSError as error:
             raise unreadable(path, name, error) from error
         try:
@@ -170,8 +170,10 @@ _shards = _OpenShards()
 close_all = _shards.close_all
 
 
-def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap") -> "ShardReader":
+def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap", dir_fd: int | None = None) -> "ShardReader":
     """A shard to read from within a ``with`` block; ``name`` stands for it in messages, as "shard 00012".
+
+    With ``dir_fd`` it is the file of that name in the directory that this descriptor has open, wherever it is now.
 
     Leases are cheap, may be nested, and may be held by many threads at once. On entering:
 
@@ -180,7 +182,7 @@ def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap") -> "ShardRea
         DamagedShardError: it is not the file that ``seal`` describes.
         StorageError: the operating system refused (no permission, too many open files, no memory).
     """
-    return ShardReader(path, seal, name, io)
+    return ShardReader(path, seal, name, io, dir_fd)
 
 
 class ShardReader:
@@ -192,8 +194,8 @@ class ShardReader:
 
     __slots__ = ("_arguments", "_name", "_opened")
 
-    def __init__(self, path: Path, seal: ShardSeal, name: str, io: str) -> None:
-        self._arguments, self._name = (path, seal, name, io), name
+    def __init__(self, path: Path, seal: ShardSeal, name: str, io: str, dir_fd: int | None) -> None:
+        self._arguments, self._name = (path, seal, name, io, dir_fd), name
         self._opened: OpenShard | None = None
 
     def __enter__(self) -> Self:

@@ -210,12 +210,16 @@ def _totals_problem(column: Column, totals: ColumnTotals, samples: int) -> str |
     return None if fits else f"type {column.type!r} and shape {column.shape} do not go with {totals}"
 
 
-def read(directory: Path) -> Manifest:
-    """The manifest of the cache in ``directory``: a regular file, since a link could lead anywhere."""
+def read(directory: Path, dir_fd: int | None = None) -> Manifest:
+    """The manifest of the cache in ``directory``: a regular file, since a link could lead anywhere.
+
+    With ``dir_fd``, of the directory that this descriptor has open; the path is then for messages.
+    """
     path = directory / spec.MANIFEST_NAME
     flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        name = path if dir_fd is None else path.name
+        with open(name, "rb", opener=lambda name, mode: os.open(name, mode | flags, dir_fd=dir_fd)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ManifestError(f"{path}: must be a regular file, is of mode {stat.filemode(status.st_mode)}")

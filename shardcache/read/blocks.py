@@ -16,6 +16,7 @@ from shardcache.format.leases import ShardReader
 from shardcache.format.manifest import Manifest
 from shardcache.format.pages import ShardSeal
 from shardcache.format.schema import ABSENT
+from shardcache.read.hold import Hold
 
 _KEPT_INDICES = 128
 
@@ -32,13 +33,20 @@ def resolve_io(io: str, directory: Path) -> str:
 class Blocks:
     """The blocks of a cache, by their number in it, read by ``io``. Thread-safe; holds no file open by itself."""
 
-    def __init__(self, directory: Path, manifest: Manifest, types: Sequence[type] = (), io: str = "mmap") -> None:
-        self.manifest = manifest
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        types: Sequence[type] = (),
+        io: str = "mmap",
+        hold: Hold | None = None,
+    ) -> None:
+        self.manifest, self._hold = manifest, hold
         self._directory, self.io = directory, io
         self._cache_id = bytes.fromhex(manifest.cache_id)
         self._decode = nested.decoder(types)
         self._indices: dict[int, bytes] = {}  # of a shard: a form for each (block, column)
-        self._shards: dict[int, tuple[Path, ShardSeal, str, str]] = {}
+        self._shards: dict[int, tuple[Path, ShardSeal, str, str, int | None]] = {}
 
     def read(
         self,
@@ -71,8 +79,8 @@ class Blocks:
     def _lease(self, at: int) -> AbstractContextManager[ShardReader]:
         where = self._shards.get(at)
         if where is None:
-            where = self._directory / spec.shard_name(at), self.manifest.shards[at], f"shard {at:05d}", self.io
-            self._shards[at] = where
+            path, dir_fd = self._directory / spec.shard_name(at), self._hold.directory if self._hold else None
+            where = self._shards[at] = path, self.manifest.shards[at], f"shard {at:05d}", self.io, dir_fd
         return leases.lease(*where)
 
     def _place(self, at: int, local: int, position: int, row: int | None = None) -> Place:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from shardcache.read import views
 from shardcache.read.blocks import Blocks, resolve_io
 from shardcache.read.fields import Assembler, Field, Schema
 from shardcache.read.geometry import Geometry, Selection
+from shardcache.read.hold import Hold, replaced
 
 
 def open(path: str | os.PathLike[str], *, types: Sequence[type] = (), io: str = "auto") -> "Cache":
@@ -63,18 +65,20 @@ class Cache(Dataset[Any]):
         expect: str | None = None,
         selected: Integers | None = None,
         io: str = "auto",
+        hold: Hold | None = None,
     ) -> None:
         self.path = path
+        self._hold = hold or Hold(path)
         self.types = types
         self._io = io  # as asked: another machine may mount the path in another way
         self._selected = selected  # of a view: the source index of each of its samples
-        self.manifest: Manifest = manifests.read(path)
+        self.manifest: Manifest = manifests.read(path, self._hold.directory)
         if expect is not None and self.manifest.digest != expect:
             raise CacheError(
                 f"{path}: another cache is here now (digest {self.manifest.digest[:16]}, was {expect[:16]})"
             )
         self.schema = Schema(self.manifest)
-        self.blocks = Blocks(path, self.manifest, types, resolve_io(io, path))
+        self.blocks = Blocks(path, self.manifest, types, resolve_io(io, path), self._hold)
         self._permutation = self.manifest.permutation()
         self._assembler = Assembler(self.manifest, self.schema.fields, types)
         self._last = threading.local()
@@ -187,11 +191,16 @@ class Cache(Dataset[Any]):
 
     def _view(self, positions: Integers) -> "Cache":
         selected = positions if self._selected is None else self._selected[positions]
-        return _reopen(self.path, self.types, self.manifest.digest, selected, self._io)
+        return self._again(selected, self._io)
 
     def with_io(self, io: str) -> "Cache":
         """The same cache or view, read in another way: ``"auto"``, ``"mmap"`` or ``"pread"`` (see ``open``)."""
-        return _reopen(self.path, self.types, self.manifest.digest, self._selected, io)
+        return self._again(self._selected, io)
+
+    def _again(self, selected: Integers | None, io: str) -> "Cache":
+        """A view of what this one holds, whatever is at its path by now."""
+        digest = self.manifest.digest
+        return Cache(self.path, self.types, expect=digest, selected=selected, io=io, hold=self._hold)
 
     def read_fields(self, number: int, offsets: Sequence[int], fields: Sequence[Field]) -> list[list[Any]]:
         """The values of some fields at some rows of block ``number``, a list a field."""
@@ -259,4 +268,10 @@ class Cache(Dataset[Any]):
 
 
 def _reopen(path: Path, types: tuple[type, ...], digest: str, selected: Integers | None, io: str) -> Cache:
-    return Cache(path, types, expect=digest, selected=selected, io=io)
+    """The cache of this digest: at its path, or beside it where another one took its place meanwhile."""
+    for place in (path, *replaced(path)):
+        hold = Hold(place)
+        with suppress(CacheError):
+            if manifests.read(place, hold.directory).digest == digest:
+                return Cache(path, types, expect=digest, selected=selected, io=io, hold=hold)
+    return Cache(path, types, expect=digest, selected=selected, io=io)  # which says what is wrong
