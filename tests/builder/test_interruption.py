@@ -236,6 +236,7 @@ def test_a_full_disk_publishes_nothing_and_what_fitted_is_continued_when_there_i
         cache = build(dataset, disk / "c", codec="none", block_bytes=100_000, num_workers=num_workers)
         assert cache[123] == dataset.make(123)
         assert [file.name for file in disk.iterdir()] == ["c"]
+        del cache  # it holds the disk
 
 
 def test_nothing_is_kept_of_a_build_that_had_not_finished_a_shard(tmp_path, leaves_nothing):

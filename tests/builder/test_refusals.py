@@ -233,6 +233,9 @@ class TestAnExistingPath:
         old = shardcache.open(path)
         assert old[0] == 1
         assert list(build([7, 8], path, if_exists="replace")) == [7, 8]
+        assert list(old) == [1, 2, 3][: len(old)]
+        del old
+        assert list(build([9], path, if_exists="replace")) == [9]
         assert [file.name for file in tmp_path.iterdir()] == ["c"]
 
     def test_a_build_that_fails_leaves_what_was_to_be_replaced(self, path):

@@ -143,5 +143,6 @@ def test_descriptors_are_bounded_and_closed(copied: Path):
     cache = shardcache.open(copied, io="pread")
     assert cache[5][1] == 0
     assert len(os.listdir("/proc/self/fd")) > before
+    del cache
     leases.close_all()
     assert len(os.listdir("/proc/self/fd")) == before
