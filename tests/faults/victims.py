@@ -1,7 +1,6 @@
 """The small cache that campaigns damage, and everything that can be read of it."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,24 +84,18 @@ def victim(size: int = SAMPLES) -> Iterator[Path]:
         yield path
 
 
-def rows(path: Path) -> list[Any]:
+def rows(path: Path, io: str = "auto") -> list[Any]:
     """Every sample by random access, of files that are opened anew."""
     leases.close_all()
-    return [exact(sample) for sample in shardcache.open(path)[:]]
+    return [exact(sample) for sample in shardcache.open(path, io=io)[:]]
 
 
-def epoch(path: Path) -> list[Any]:
+def epoch(path: Path, io: str = "auto") -> list[Any]:
     """Every batch of an epoch, of files that are opened anew."""
     leases.close_all()
-    dataset = shardcache.CachedDataset(path, batch_size=12, shuffle=True, seed=3, collate="list")
+    dataset = shardcache.CachedDataset(path, io=io, batch_size=12, shuffle=True, seed=3, collate="list")
     return [exact(batch) for batch in dataset]
 
 
 def readable(path: Path) -> Readable:
     return rows(path), epoch(path)
-
-
-def restore(whole: Path, path: Path) -> None:
-    """Put the files of a cache back as they are in an undamaged copy."""
-    shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(whole, path, symlinks=True)
