@@ -87,11 +87,17 @@ def open_into(value: memoryview, out: memoryview, place: Place) -> None:
     _fill(value, out, place)
 
 
-def open_body(value: memoryview, place: Place, *, borrow: bool = False) -> Body:
-    """Check a stored value and return its body, in memory of its own; where it is, with ``borrow``, if that can be."""
-    if borrow and body_bytes(value, place) and value[14] == compression.NONE:
+def open_body(value: memoryview, place: Place, most: int = spec.MAX_BODY_BYTES, *, borrow: bool = False) -> Body:
+    """Check a stored value and return its body, in memory of its own; where it is, with ``borrow``, if that can be.
+
+    A body of more than ``most`` bytes is refused before there is memory for it.
+    """
+    size = body_bytes(value, place)
+    if size > most:
+        raise damaged(place, f"a body of {size} bytes where there can be {most} at most")
+    if borrow and size and value[14] == compression.NONE:
         return np.frombuffer(value[PREFIX_BYTES:], np.uint8)
-    out = np.empty(body_bytes(value, place), np.uint8)
+    out = np.empty(size, np.uint8)
     _fill(value, out.data, place)
     return out
 

@@ -89,7 +89,7 @@ class Blocks:
 
     def _rows(self, reader: ShardReader, number: int, position: int, form: int, borrow: bool) -> BlockRows:
         place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
-        body = block.open_body(reader.get(place.key), place, borrow=borrow)
+        body = block.open_body(reader.get(place.key), place, self._most(position), borrow=borrow)
         rows = self.manifest.block_rows(number)
         try:
             return BlockRows(
@@ -108,7 +108,11 @@ class Blocks:
         at, local = divmod(number, self.manifest.blocks_per_shard)
         place = self._place(at, local, position, row)
         with self._lease(at) as reader:
-            return block.open_body(reader.get(place.key), place)
+            return block.open_body(reader.get(place.key), place, self._most(position))
+
+    def _most(self, position: int) -> int:
+        """What a body of this column can be at most: a frame may say that it holds 2^15 times its length."""
+        return self.manifest.totals[position].raw_bytes
 
     def value(self, columns: Mapping[int, BlockRows], number: int, position: int, row: int) -> Any:
         """The value of a column at a row of block ``number``, whose columns were read; ABSENT where there is none."""
@@ -127,8 +131,8 @@ class Blocks:
         if index is not None:
             return index
         place = Place(self._cache_id, at, spec.INDEX_KEY)
-        body = block.open_body(reader.get(spec.INDEX_KEY), place)
         blocks, columns = self.manifest.shard_blocks(at), len(self.manifest.columns)
+        body = block.open_body(reader.get(spec.INDEX_KEY), place, blocks * columns)
         if len(body) != blocks * columns:
             raise block.damaged(place, f"{len(body)} entries where the shard has {blocks} blocks of {columns} columns")
         if not np.isin(body, _FORMS).all():

@@ -185,7 +185,8 @@ class Assembler:
 
     def join(self, values: Mapping[int, Any]) -> Any:
         """The whole from its parts: values of all columns for a sample, one entry a field for a batch."""
-        return self._join([values.get(position, ABSENT) for position in range(self._size)])
+        whole = self._join([values.get(position, ABSENT) for position in range(self._size)])
+        return None if whole is ABSENT else whole  # a sample without any of the columns that were asked for
 
     def join_all(self, columns: Mapping[int, Sequence[Any]]) -> list[Any]:
         """A whole for each row of ``columns``, which have one list of values for each field."""

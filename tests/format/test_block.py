@@ -256,3 +256,11 @@ def _read(file: object, start: int, count: int) -> bytes:
 
 def test_the_prefix_is_sixteen_bytes():
     assert PREFIX_BYTES == block.PREFIX_BYTES == 16
+
+
+def test_a_body_that_is_larger_than_there_can_be_is_refused_before_there_is_memory_for_it():
+    place = Place(bytes(16), 3, value_key(1, 2), "text")
+    value = memoryview(seal(bytes(1 << 20), 3, place))
+    with pytest.raises(DamagedBlockError, match="column 'text': a body of 1048576 bytes where there can be 1048575 at"):
+        block.open_body(value, place, (1 << 20) - 1)
+    assert len(block.open_body(value, place, 1 << 20)) == 1 << 20

@@ -2,11 +2,13 @@
 
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
+import shardcache
 from shardcache import Cache, CachedDataset, ShardCacheWarning, UsageError
 from tests.read.sources import Mapped, exhaust, load, numbers
 
@@ -82,3 +84,10 @@ class TestErrorsInWorkers:
         for workers in (0, 2):
             with pytest.raises(shardcache.MissingShardError, match="shard 00000"):
                 exhaust(load(CachedDataset(copy, batch_size=4, order="stored"), workers))
+
+
+def test_a_sample_without_any_of_the_columns_that_are_read_is_none(tmp_path: Path) -> None:
+    samples = [{"a": index, "rare": "x"} if index % 2 else {"a": index} for index in range(20)]
+    cache = shardcache.build(samples, tmp_path / "c", layout="source", progress=False)
+    found = list(shardcache.CachedDataset(cache, columns=["rare"]))
+    assert found == [{"rare": "x"} if index % 2 else None for index in range(20)]
