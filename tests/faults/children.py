@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from shardcache import ShardCacheError
+from shardcache import CacheError, MissingExtraError, ShardCacheError
 from tests.faults.figures import Figures, Outcome
 
 HANG_S = 30.0
@@ -57,6 +57,19 @@ def judge(read: Callable[[], Any], expected: Any, place: str) -> Outcome:
     except BaseException as error:
         return Outcome("exception", f"{type(error).__name__}: {error}")
     return Outcome("right") if found == expected else Outcome("silent", "other data, and no error")
+
+
+def attempt(action: Callable[[], Any]) -> Outcome:
+    """How an action on a hostile cache ended: it may do (``served``), or be refused in words that name a place."""
+    try:
+        action()
+    except (CacheError, MissingExtraError) as error:
+        text = f"{type(error).__name__}: {error}"
+        named = any(word in text for word in ("manifest.json", "shard ", "column"))
+        return Outcome("refused" if named else "unnamed", text)
+    except BaseException as error:
+        return Outcome("exception", f"{type(error).__name__}: {error}")
+    return Outcome("served")
 
 
 def _one_child(

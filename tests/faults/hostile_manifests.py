@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import shardcache
-from shardcache import CacheError, MissingExtraError, verify
+from shardcache import verify
 from shardcache.format import leases, spec
-from tests.faults.children import in_children
+from tests.faults.children import attempt, in_children
 from tests.faults.figures import Figures, Outcome
 from tests.faults.victims import readable, victim
 
@@ -281,18 +281,6 @@ def batches(cache: shardcache.Cache, order: str) -> None:
     dataset = shardcache.CachedDataset(cache, batch_size=8, order=order, collate="list")
     for _ in itertools.islice(dataset, BATCHES):
         pass
-
-
-def attempt(action: Callable[[], Any]) -> Outcome:
-    try:
-        action()
-    except (CacheError, MissingExtraError) as error:
-        text = f"{type(error).__name__}: {error}"
-        named = any(word in text for word in (spec.MANIFEST_NAME, "shard ", "column"))
-        return Outcome("refused" if named else "unnamed", text)
-    except BaseException as error:
-        return Outcome("exception", f"{type(error).__name__}: {error}")
-    return Outcome("served")
 
 
 def run(trials: int, seed: int) -> Figures:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from tests.faults import exchanged, flips, hostile_manifests, replaced
+from tests.faults import exchanged, flips, hostile_blocks, hostile_manifests, replaced
 from tests.faults.figures import Figures
 
 
@@ -35,6 +35,7 @@ CAMPAIGNS = {
             replaced,
             exchanged,
             hostile_manifests,
+            hostile_blocks,
         ],
     )
 }
