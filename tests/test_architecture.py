@@ -26,7 +26,22 @@ IMPORT_NAME = {"pillow": "PIL", "scikit-learn": "sklearn"}  # where it is not th
 
 EVERYWHERE = ("shardcache/",)
 SCRIPTS = ("shardcache/examples/",)  # nothing imports them
-DATA_PATH = ("shardcache/format/", "shardcache/read/")  # what handles the bytes of a cache
+DATA_PATH = (  # what handles the bytes of a cache
+    "shardcache/format/",
+    "shardcache/read/",
+    "shardcache/integrity/report.py",
+    "shardcache/integrity/verify.py",
+)
+
+RUNS_SOMETHING = (
+    "builtins codeop compile cffi copyreg ctypes importlib numpy.ctypeslib numpy.load os.execv os.execve "
+    "os.popen os.posix_spawn os.spawnv os.system pkgutil pty subprocess sys.meta_path sys.path torch.classes torch.hub "
+    "torch.jit torch.ops torch.package torch.utils.cpp_extension types.CodeType types.FunctionType yaml zipimport"
+).split()
+FOLLOWS_SOMETHING = (
+    "glob http io.open numpy.fromfile numpy.loadtxt os.chdir os.readlink os.symlink os.walk "
+    "socket tarfile tempfile torch.from_file urllib zipfile"
+).split()
 
 # A module or function, the folders in which it is banned, and the files that may use it all the same.
 BANNED = [
@@ -46,6 +61,24 @@ BANNED = [
     ("cloudpickle", DATA_PATH, set()),
     ("dill", DATA_PATH, set()),
     ("multiprocessing.reduction", DATA_PATH, {"shardcache/read/messages.py"}),
+    *((name, DATA_PATH, set()) for name in RUNS_SOMETHING),
+    # No path comes from a cache, and nothing that is followed: who opens a file takes a name that is in the code.
+    ("open", DATA_PATH, {"shardcache/format/manifest.py"}),
+    (
+        "os.open",
+        DATA_PATH,
+        {
+            "shardcache/format/leases.py",
+            "shardcache/format/manifest.py",
+            "shardcache/format/shard.py",
+            "shardcache/integrity/verify.py",
+            "shardcache/read/loans.py",  # shared memory of a process of the loader
+            "shardcache/read/ring.py",
+        },
+    ),
+    ("os.path.realpath", DATA_PATH, {"shardcache/format/mounts.py"}),  # of the path that the user gives
+    ("shutil", DATA_PATH, {"shardcache/format/shard.py"}),  # how much room is left
+    *((name, DATA_PATH, set()) for name in FOLLOWS_SOMETHING),
 ]
 
 
