@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import stat
+import sys
 from pathlib import Path
 
 import msgspec
@@ -126,6 +127,8 @@ def decode(data: bytes, where: str) -> Manifest:
     problem = _problem(manifest)
     if problem is not None:
         raise ManifestError(f"{where}: {problem}")
+    if sys.byteorder != "little":
+        raise FormatVersionError(f"{where}: caches are little-endian, this machine is not and cannot read them")
     if manifest.byte_order != "little":
         raise FormatVersionError(f"{where}: byte order must be 'little', was {manifest.byte_order!r}")
     return manifest
