@@ -1,8 +1,10 @@
 """``on_corrupt="skip"``: what cannot be read is left out, counted and reported, and nobody waits for it."""
 
+import faulthandler
 import itertools
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,3 +271,15 @@ def test_a_worker_that_dies_of_a_truncated_file_is_an_error_that_names_the_shard
     dataset = CachedDataset(path, batch_size=8, shuffle=True, io=io, batch_transform=Shorten(path))
     with pytest.raises(DamagedShardError, match=r"shard 0000\d: (worker process \d+ died of a bus error|must have)"):
         list(dataset.loader(1))
+
+
+def die(batch: Any) -> Any:
+    faulthandler.disable()
+    os.kill(os.getpid(), signal.SIGBUS)
+    return batch
+
+
+def test_a_bus_error_in_a_worker_names_the_shard_that_it_turned_to(copy_of):
+    loader = CachedDataset(copy_of("images"), batch_size=8, shuffle=True, batch_transform=die).loader(1)
+    with pytest.raises(DamagedShardError, match=r"shard 00000: worker process \d+ died of a bus error after it turned"):
+        list(loader)
