@@ -5,7 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from tests.faults import exchanged, flips, hostile_blocks, hostile_manifests, replaced
+from tests.faults import (
+    exchanged,
+    flips,
+    full_disk,
+    hostile_blocks,
+    hostile_manifests,
+    leaks,
+    matrix,
+    readonly,
+    replaced,
+    workers,
+)
 from tests.faults.figures import Figures
 
 
@@ -34,8 +45,13 @@ CAMPAIGNS = {
             flips,
             replaced,
             exchanged,
+            full_disk,
+            workers,
+            matrix,
+            readonly,
             hostile_manifests,
             hostile_blocks,
+            leaks,
         ],
     )
 }

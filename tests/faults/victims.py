@@ -52,10 +52,11 @@ CODECS = {"image": "none", "half": "none", "label": "zstd:1", "text": "zstd:3", 
 
 
 @contextmanager
-def small_limits() -> Iterator[None]:
+def small_limits(**limits: int) -> Iterator[None]:
     """Several shards in a small cache, and rows of more than 4 KiB under keys of their own; in forked children too."""
-    limits = {"MIN_SHARD_BYTES": 10 << 10, "MIN_SHARDS": 3, "LARGE_ROW_BYTES": 4 << 10}
-    with mock.patch.multiple(spec, **limits):
+    with mock.patch.multiple(
+        spec, **{"MIN_SHARD_BYTES": 10 << 10, "MIN_SHARDS": 3, "LARGE_ROW_BYTES": 4 << 10, **limits}
+    ):
         yield
 
 
@@ -74,9 +75,9 @@ def build(dataset: Any, path: Path, **options: Any) -> shardcache.Cache:
 
 
 @contextmanager
-def victim(size: int = SAMPLES) -> Iterator[Path]:
+def victim(size: int = SAMPLES, **limits: int) -> Iterator[Path]:
     """A cache of a :class:`Victim` that may be damaged, while :func:`small_limits` hold."""
-    with workshop() as directory, small_limits():
+    with workshop() as directory, small_limits(**limits):
         path = directory / "cache"
         cache = build(Victim(size), path)
         assert len(cache.manifest.shards) >= 2
