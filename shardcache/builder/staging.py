@@ -58,10 +58,13 @@ class Staging:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        begun = any(self.directory.glob("shard-*.json")) or (self.directory / spec.MANIFEST_NAME).exists()
-        if not begun and not self._published:
-            shutil.rmtree(self.directory, ignore_errors=True)  # nothing in it is worth continuing
-        self._lock.release()
+        try:
+            with storage_errors(self.directory):
+                begun = any(self.directory.glob("shard-*.json")) or (self.directory / spec.MANIFEST_NAME).exists()
+            if not begun and not self._published:
+                shutil.rmtree(self.directory, ignore_errors=True)  # nothing in it is worth continuing
+        finally:
+            self._lock.release()
 
     def begin(self, plan: Manifest) -> dict[int, ShardRecord]:
         """Write the plan down, or find it there; returns the shards that are done already."""
