@@ -53,7 +53,7 @@ class Full:
         if number == 0:
             return self.read_only()
         if number % 4 == 3:
-            return self.limited(PAGE * (1 + number * (self.needed // PAGE // 3) // self.trials))
+            return self.limited(number, PAGE * (1 + number * (self.needed // PAGE // 3) // self.trials))
         pages = 2 + number * (self.needed // PAGE + 4) // self.trials
         with disk(self.directory / "disk", f"size={ENOUGH}") as where:
             replaces = number % 4 == 2
@@ -98,9 +98,9 @@ class Full:
         strangers = [file.name for file in where.iterdir() if file.name not in ("cache", "cache.partial")]
         return Outcome("left", f"{outcome.what}: {strangers}") if strangers else outcome
 
-    def limited(self, size: int) -> Outcome:
-        """No file may be longer, as under a quota. For good, in this child: its limit is what it has in the end."""
-        where = self.directory / f"limited {size}"
+    def limited(self, number: int, size: int) -> Outcome:
+        """No file may be longer, as under a quota."""
+        where = self.directory / f"limited {number}"
         where.mkdir()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -20,7 +20,7 @@ from tests.faults.victims import readable, victim
 
 FAULT = "hostile manifest, its digest made to fit"
 REQUIRED = "typed error, under 64 MiB"
-SHORT, LONG = 600, 200_000
+SHORT, LONG = 300, 200_000
 
 MEMORY_BYTES = 61 << 20
 HANG_S = 20.0

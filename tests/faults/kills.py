@@ -19,7 +19,7 @@ from tests.faults.victims import Victim, build, readable, small_limits, workshop
 
 FAULT = "kill -9 while building, publishing, repairing"
 REQUIRED = "nothing, or continued"
-SHORT, LONG = 24, 500
+SHORT, LONG = 12, 500
 
 
 def interrupted(work: Callable[[], object], seconds: float) -> bool:
