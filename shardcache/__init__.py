@@ -13,6 +13,12 @@ from shardcache.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
     from shardcache.builder.build import build
+    from shardcache.builder.sources.files import Files, ImageFolder
+    from shardcache.builder.sources.hugging_face import HuggingFace
+    from shardcache.builder.sources.key_value import LMDB
+    from shardcache.builder.sources.lines import Lines
+    from shardcache.builder.sources.parquet import Parquet
+    from shardcache.builder.sources.tars import WebDataset
     from shardcache.integrity.repair import repair
     from shardcache.integrity.verify import verify
     from shardcache.read.cache import Cache, open
@@ -31,6 +37,13 @@ _HOMES = {
     "Meta": "shardcache.read.collate",
     "Pad": "shardcache.read.collate",
     "Padded": "shardcache.read.collate",
+    "Files": "shardcache.builder.sources.files",
+    "HuggingFace": "shardcache.builder.sources.hugging_face",
+    "ImageFolder": "shardcache.builder.sources.files",
+    "LMDB": "shardcache.builder.sources.key_value",
+    "Lines": "shardcache.builder.sources.lines",
+    "Parquet": "shardcache.builder.sources.parquet",
+    "WebDataset": "shardcache.builder.sources.tars",
     "repair": "shardcache.integrity.repair",
     "verify": "shardcache.integrity.verify",
 }
@@ -38,10 +51,17 @@ _HOMES = {
 __all__ = [
     "Cache",
     "CachedDataset",
+    "Files",
+    "HuggingFace",
+    "ImageFolder",
+    "LMDB",
+    "Lines",
     "Loader",
     "Meta",
     "Pad",
     "Padded",
+    "Parquet",
+    "WebDataset",
     "build",
     "open",
     "repair",

@@ -11,11 +11,12 @@ from shardcache import errors
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
+SOURCES = {"Files", "HuggingFace", "ImageFolder", "LMDB", "Lines", "Parquet", "WebDataset"}
 CALLS_AND_CLASSES = {"Cache", "CachedDataset", "Loader", "Meta", "Pad", "Padded", "build", "open", "repair", "verify"}
 
 
 def test_all_is_exactly_the_public_names():
-    assert set(shardcache.__all__) == CALLS_AND_CLASSES | set(errors.__all__)
+    assert set(shardcache.__all__) == CALLS_AND_CLASSES | SOURCES | set(errors.__all__)
     assert len(shardcache.__all__) == len(set(shardcache.__all__))
     assert dir(shardcache) == sorted(shardcache.__all__)
 
@@ -43,7 +44,7 @@ def test_a_public_name_has_a_docstring_and_a_place_in_the_readme(name: str):
     assert re.search(rf"`[^`\n]*\b{name}\b|\b{name}\(", README), f"README.md does not name {name}"
 
 
-@pytest.mark.parametrize("name", ["build", "open", "repair", "verify", "CachedDataset"])
+@pytest.mark.parametrize("name", ["build", "open", "repair", "verify", "CachedDataset", *sorted(SOURCES)])
 def test_every_argument_of_a_public_call_is_documented(name: str):
     thing = getattr(shardcache, name)
     text = inspect.getdoc(thing) or ""

@@ -12,18 +12,27 @@ from typing import Any
 import click
 
 from shardcache.cli.options import debug_option, json_option, print_json
+from shardcache.cli.sources import IN_FILE_ORDER, KINDS, make_source
 from shardcache.cli.text import count, duration, one_line, plain, saving
 from shardcache.errors import SourceError, UsageError
 from shardcache.format.spec import MANIFEST_NAME
 
 _EXAMPLE = """\b
-Example:
+Examples:
   shardcache build mypkg.data:train_set --arg root=/data --arg size=64 --out caches/train -j 8
+  shardcache build --from imagefolder photos --out caches/photos
+  shardcache build --from files "data/**/*.wav" --out caches/sounds
+  shardcache build --from webdataset "train-{000..146}.tar" --out caches/train
+  shardcache build --from parquet "rows/*.parquet" --arg columns='["text"]' --out caches/rows
+  shardcache build --from hf saved/train --out caches/train
+  shardcache build --from lmdb other.lmdb --out caches/other
+  shardcache build --from lines "books/*.txt" --arg lines=100 --out caches/books
 """
 
 
 @click.command("build", epilog=_EXAMPLE)
-@click.argument("target")
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@click.option("--from", "kind", type=click.Choice(list(KINDS)), help="Build from files: TARGET is a path or a pattern.")
 @click.option("--out", required=True, type=click.Path(), metavar="DIR", help="The directory to make.")
 @click.option(
     "--arg",
@@ -51,9 +60,7 @@ Example:
 @click.option(
     "--layout",
     type=click.Choice(["shuffled", "source"]),
-    default="shuffled",
-    show_default=True,
-    help="The order in which samples are stored.",
+    help="The order in which samples are stored.  [default: shuffled; source with --from parquet]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffled layout.")
 @click.option(
@@ -72,12 +79,13 @@ Example:
 @json_option
 @debug_option
 def command(
-    target: str,
+    targets: tuple[str, ...],
+    kind: str | None,
     out: str,
     args: tuple[str, ...],
     num_workers: int,
     codecs: tuple[str, ...],
-    layout: str,
+    layout: str | None,
     seed: int,
     block_bytes: str | None,
     if_exists: str,
@@ -88,8 +96,13 @@ def command(
 
     TARGET is 'package.module:callable' or 'file.py:callable'. What it names makes the dataset, or is one. The current
     folder is importable.
+
+    With --from it is a folder ('imagefolder', 'hf'), a file ('lmdb'), or one or more patterns of files: quoted, they
+    may have '**' for any depth and braces. --arg gives what the Python class of that kind takes besides.
     """
     kwargs = parse_arguments(args)
+    if kind is None and len(targets) > 1:
+        raise UsageError(f"one TARGET is needed, were {len(targets)}: several are for --from")
     options: dict[str, Any] = {"codec": _parse_codecs(codecs)}
     if block_bytes is not None:
         options["block_bytes"] = _parse_size(block_bytes)
@@ -98,12 +111,13 @@ def command(
 
     start = time.perf_counter()
     with results_only():
+        given, rest = (targets[0], kwargs) if kind is None else (make_source(kind, targets, kwargs), {})
         cache = shardcache.build(
-            target,
+            given,
             out,
-            kwargs=kwargs,
+            kwargs=rest,
             num_workers=num_workers,
-            layout=layout,
+            layout=layout or _layout_of(kind),
             seed=seed,
             if_exists=if_exists,
             progress=not no_progress,
@@ -120,6 +134,13 @@ def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_j
     what = "was there already" if was_there else f"built in {duration(seconds)}"
     samples = f"{count(info['samples'], 'sample')} in {count(info['shards'], 'shard')}"
     click.echo(plain(f"{out}: {samples}, {saving(info['raw_bytes'], info['file_bytes'])}, {what}"))
+
+
+def _layout_of(kind: str | None) -> str:
+    if kind not in IN_FILE_ORDER:
+        return "shuffled"
+    click.echo(f"--layout source: {kind} is slow to read at random (--layout shuffled does it all the same)", err=True)
+    return "source"
 
 
 def parse_arguments(args: Sequence[str]) -> dict[str, Any]:
