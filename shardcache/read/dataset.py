@@ -19,6 +19,7 @@ from shardcache.read import settings, topology
 from shardcache.read.ahead import run_ahead
 from shardcache.read.cache import Cache
 from shardcache.read.collate import Pad, Policies
+from shardcache.read.decode import decoders_of
 from shardcache.read.epochs import Epochs
 from shardcache.read.iteration import Iteration, check_accelerate, check_caller
 from shardcache.read.loader import Loader
@@ -47,6 +48,8 @@ class CachedDataset(IterableDataset[Any]):
             a lane and a batch are added. Default: what keeps the rows of a block apart, within 64 MiB.
         seed: of the order and of the transforms.
         columns: names (positions for a tuple) of the columns to read; the others are not touched.
+        decode: by column, what becomes of the bytes of an image file, before transforms. ``"rgb8"``, ``"rgba8"``,
+            ``"gray8"``: a uint8 tensor ``[channels, height, width]``; ``"pil"``: a Pillow image.
         transform: a callable for a sample, or a dict of callables by column. It may take ``rng``, a
             ``numpy.random.Generator``, which depends on (seed, epoch, source index) alone; without, the global
             generators are seeded so before each call.
@@ -89,6 +92,7 @@ class CachedDataset(IterableDataset[Any]):
         shuffle_buffer: int | str | None = None,
         seed: int = 0,
         columns: Sequence[str | int] | str | int | None = None,
+        decode: Mapping[str, str] | None = None,
         transform: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
         batch_transform: Callable[..., Any] | None = None,
         collate: str | Pad | Mapping[str, str | Pad] | None = None,
@@ -131,6 +135,7 @@ class CachedDataset(IterableDataset[Any]):
             seed=seed,
             batch_size=self._shape.batch_size,
             policies=Policies(collate),
+            decoders=decoders_of(decode, fields),
             transform=whole,
             column_transforms=by_column,
             batch_transform=None if batch_transform is None else Transform(batch_transform, "batch_transform"),

@@ -81,6 +81,7 @@ class Pipeline:
         if len(self._buffer.lost):
             rows = self._stand_ins.fill(rows, gathered, values, self._buffer.lost)
         columns: dict[int, Any] = {}
+        sources = self._source_indices(rows)
         for field in self._fields:
             out = outs.get(field.position)
             if out is None:
@@ -89,7 +90,9 @@ class Pipeline:
                 columns[field.position] = collate.native(field, out)
             else:
                 columns[field.position] = collate.rows_of(field, out)
-        return Draft(steps, self._source_indices(rows), rows.valid, columns)
+            if field.name in self._recipe.decoders:
+                columns[field.position] = self._recipe.decoders[field.name].all(columns[field.position], sources)
+        return Draft(steps, sources, rows.valid, columns)
 
     def _outs(self, rows: int) -> dict[int, torch.Tensor]:
         """A tensor to fill for each fixed field: where batches are made, or in ordinary memory if it is taken apart."""
@@ -112,7 +115,7 @@ class Pipeline:
 
     def _source_indices(self, rows: Rows) -> Integers:
         recipe = self._recipe
-        if not (recipe.with_meta or recipe.transform or recipe.column_transforms):
+        if not (recipe.with_meta or recipe.transform or recipe.column_transforms or recipe.decoders):
             return rows.block  # nobody looks
         return recipe.cache.source_indices(rows.block * recipe.cache.manifest.rows_per_block + rows.offset)
 
@@ -162,7 +165,7 @@ class Pipeline:
             column = [None if value is ABSENT else value for value in column]
             as_batch = (
                 collate.list_column(field, column, self._recipe.policies)
-                if transform is None
+                if transform is None and field.name not in self._recipe.decoders
                 else collate.collate_values(field.name, column, self._recipe.policies)
             )
             entries[field.position] = as_batch

@@ -9,12 +9,14 @@ from typing import Any
 from shardcache.errors import ShardCacheWarning, UsageError
 from shardcache.read.cache import Cache
 from shardcache.read.collate import Policies
+from shardcache.read.decode import Decoder
 from shardcache.read.fields import RAGGED, Field
 from shardcache.read.settings import row_bytes
 from shardcache.read.transforms import Transform
 
 # Where a step is a sample: as many are read together as this, but not more than so many bytes.
 SAMPLES_AT_ONCE = 1024
+DECODED_AT_ONCE = 32  # of images, whose size is not known before
 BYTES_AT_ONCE = 4 << 20
 
 
@@ -27,6 +29,7 @@ class Recipe:
     seed: int
     batch_size: int | None
     policies: Policies
+    decoders: Mapping[str, Decoder]
     transform: Transform | None
     column_transforms: Mapping[str, Transform]
     batch_transform: Transform | None
@@ -44,7 +47,8 @@ class Recipe:
         """How many steps are read together: samples are many, and each is a step."""
         if self.batch_size is not None:
             return 1
-        return max(1, min(SAMPLES_AT_ONCE, int(BYTES_AT_ONCE / row_bytes(self.cache.manifest, self.fields))))
+        most = DECODED_AT_ONCE if self.decoders else SAMPLES_AT_ONCE
+        return max(1, min(most, int(BYTES_AT_ONCE / row_bytes(self.cache.manifest, self.fields))))
 
     @property
     def draws(self) -> bool:
