@@ -257,6 +257,16 @@ def test_parquet_values_keep_their_types():
     assert [row["id"] for row in rows(source)] == list(range(25))
 
 
+def test_parquet_keeps_no_more_row_groups_than_its_bound_allows(monkeypatch: pytest.MonkeyPatch):
+    write_parquet("t.parquet", 100)
+    source = shardcache.Parquet("t.parquet")
+    rows(source)
+    assert len(source._kept) == 10
+    monkeypatch.setattr("shardcache.builder.sources.parquet._KEPT_BYTES", 1)
+    assert [row["id"] for row in rows(source)] == list(range(100))
+    assert len(source._kept) == 1
+
+
 def test_parquet_files_and_columns_that_do_not_fit_are_named():
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
