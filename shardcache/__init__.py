@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from shardcache.read.collate import Meta, Pad, Padded
     from shardcache.read.dataset import CachedDataset
     from shardcache.read.loader import Loader
+    from shardcache.registry.explain import explain
+    from shardcache.registry.get_or_build import get_or_build
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "build": "shardcache.builder.build",
+    "explain": "shardcache.registry.explain",
+    "get_or_build": "shardcache.registry.get_or_build",
     "open": "shardcache.read.cache",
     "Cache": "shardcache.read.cache",
     "CachedDataset": "shardcache.read.dataset",
@@ -63,6 +67,8 @@ __all__ = [
     "Parquet",
     "WebDataset",
     "build",
+    "explain",
+    "get_or_build",
     "open",
     "repair",
     "verify",

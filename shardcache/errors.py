@@ -16,6 +16,8 @@
     |  '- StorageError                  cannot write, disk full (also an OSError)
     '- CacheError                    5  the cache that is being read
        |- CacheNotFoundError            no cache at this path (also a FileNotFoundError)
+       |  '- CacheMissError               no cache of this fingerprint, and none was to be built
+       |- StaleCacheError               the dataset gives other samples than the cache holds
        |- FormatVersionError            written by a version that this one cannot read
        |- ManifestError                 manifest.json is not what the specification says
        |- StructureError                the cache does not hold what was asked of it (a column, a type)
@@ -36,6 +38,7 @@ __all__ = [
     "BuildMismatchError",
     "CacheError",
     "CacheExistsError",
+    "CacheMissError",
     "CacheNotFoundError",
     "DamagedBlockError",
     "DamagedError",
@@ -48,6 +51,7 @@ __all__ = [
     "ShardCacheError",
     "ShardCacheWarning",
     "SourceError",
+    "StaleCacheError",
     "StorageError",
     "StructureError",
     "UnsupportedTypeError",
@@ -122,6 +126,14 @@ class CacheError(ShardCacheError):
 
 class CacheNotFoundError(CacheError, FileNotFoundError):
     """There is no cache at this path."""
+
+
+class CacheMissError(CacheNotFoundError):
+    """There is no cache of this fingerprint; the message says what differs from others and how to build it."""
+
+
+class StaleCacheError(CacheError):
+    """The dataset gives other samples than the cache holds; the message names sample, column and both values."""
 
 
 class FormatVersionError(CacheError):

@@ -12,7 +12,20 @@ from shardcache import errors
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 SOURCES = {"Files", "HuggingFace", "ImageFolder", "LMDB", "Lines", "Parquet", "WebDataset"}
-CALLS_AND_CLASSES = {"Cache", "CachedDataset", "Loader", "Meta", "Pad", "Padded", "build", "open", "repair", "verify"}
+CALLS_AND_CLASSES = {
+    "Cache",
+    "CachedDataset",
+    "Loader",
+    "Meta",
+    "Pad",
+    "Padded",
+    "build",
+    "explain",
+    "get_or_build",
+    "open",
+    "repair",
+    "verify",
+}
 
 
 def test_all_is_exactly_the_public_names():

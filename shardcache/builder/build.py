@@ -1,6 +1,7 @@
 """``build``: source -> rows -> blocks -> shards -> published cache."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import msgspec
 from shardcache.builder import pool
 from shardcache.builder.probe import Options, draw_up
 from shardcache.builder.progress import Progress
+from shardcache.builder.provenance import provenance
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import Staging, storage_errors
 from shardcache.errors import CacheExistsError, UsageError
@@ -66,6 +68,7 @@ def build(
         BuildError: anything else that stopped the build. Shards that were finished are kept in ``path + ".partial"``,
             and the same call continues there.
     """
+    began = time.time()
     options = Options(layout, seed, codec, block_bytes)
     options.check()
     _check(num_workers, if_exists)
@@ -82,7 +85,7 @@ def build(
         for record in _records(recipe, source, plan, records, staging, num_workers, progress):
             staging.keep(record)
             records[record.number] = record
-        staging.publish(plan, records, replace=if_exists == "replace")
+        staging.publish(plan, records, provenance(dataset, began), replace=if_exists == "replace")
     return open_cache(target)
 
 

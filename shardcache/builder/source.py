@@ -59,7 +59,7 @@ class Recipe:
 
     def __init__(self, dataset: Any, kwargs: Mapping[str, Any] | None) -> None:
         self._dataset, self._kwargs = dataset, dict(kwargs or {})
-        self._is_made = _is_dataset(dataset) and not isinstance(dataset, str)
+        self._is_made = is_dataset(dataset) and not isinstance(dataset, str)
         if self._is_made and kwargs:
             raise UsageError("kwargs= goes with a callable that makes the dataset; a dataset was given")
         if not (self._is_made or isinstance(dataset, str) or callable(dataset)):
@@ -71,8 +71,8 @@ class Recipe:
     def __call__(self) -> Any:
         if self._is_made:
             return self._dataset
-        factory = _load(self._dataset) if isinstance(self._dataset, str) else self._dataset
-        if _is_dataset(factory) and not self._kwargs:
+        factory = load(self._dataset) if isinstance(self._dataset, str) else self._dataset
+        if is_dataset(factory) and not self._kwargs:
             return factory
         name = self._dataset if isinstance(self._dataset, str) else getattr(factory, "__qualname__", repr(factory))
         if not callable(factory):
@@ -84,11 +84,12 @@ class Recipe:
             raise SourceError(f"{name}({given}) raised {type(error).__name__}: {error}") from error
 
 
-def _is_dataset(thing: Any) -> bool:
+def is_dataset(thing: Any) -> bool:
+    """Whether something is a map-style dataset, not what makes one."""
     return not isinstance(thing, type) and hasattr(thing, "__getitem__") and hasattr(thing, "__len__")
 
 
-def _load(target: str) -> Any:
+def load(target: str) -> Any:
     """What ``"package.module:name"`` or ``"file.py:name"`` names."""
     module_name, _, name = target.rpartition(":")
     if not module_name or not name:

@@ -20,6 +20,7 @@ from shardcache.builder.shards import ShardRecord
 from shardcache.errors import BuildInProgressError, BuildMismatchError, CacheExistsError, ShardCacheError, StorageError
 from shardcache.format import manifest, spec
 from shardcache.format.manifest import ColumnTotals, Manifest
+from shardcache.format.provenance import Provenance
 from shardcache.read.hold import REPLACED, is_held, replaced
 
 _PLAN = "plan.json"
@@ -76,7 +77,7 @@ class Staging:
                     "delete it, or build with what it was begun with"
                 )
             if found is None:
-                _write(self.directory / _PLAN, manifest.encode(plan))
+                write(self.directory / _PLAN, manifest.encode(plan))
             for file in self.directory.glob("shard-*.lmdb*"):
                 if file.name not in map(spec.shard_name, records):
                     file.unlink()
@@ -112,15 +113,18 @@ class Staging:
         """Remember that a shard is finished."""
         path = self.directory / f"shard-{record.number:05d}.json"
         with storage_errors(path):
-            _write(path, msgspec.json.encode(record))
+            write(path, msgspec.json.encode(record))
 
-    def publish(self, plan: Manifest, records: dict[int, ShardRecord], replace: bool) -> Manifest:
+    def publish(
+        self, plan: Manifest, records: dict[int, ShardRecord], provenance: Provenance, replace: bool
+    ) -> Manifest:
         """Make the directory the cache."""
         ordered = [records[number] for number in sorted(records)]
         totals = tuple(map(_sum, zip(*(record.totals for record in ordered), strict=True)))
         whole = msgspec.structs.replace(plan, totals=totals, shards=tuple(record.seal for record in ordered))
         with storage_errors(self.target):
-            _write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
+            write(self.directory / spec.PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(provenance)))
+            write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
             for file in [*self._record_files(), self.directory / _PLAN]:
                 file.unlink(missing_ok=True)
             _sync_directory(self.directory)
@@ -151,6 +155,16 @@ class Staging:
             old.rename(self.target)
             raise
         sweep(self.target)
+
+
+def progress_of(target: Path) -> tuple[int, int] | None:
+    """(finished shards, all shards) of a build that goes on or was interrupted at a path; None where there is none."""
+    partial = target.with_name(target.name + ".partial")
+    try:
+        plan = msgspec.json.decode((partial / _PLAN).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return len(list(partial.glob("shard-*.json"))), -(-plan.blocks // plan.blocks_per_shard)
 
 
 def sweep(target: Path) -> None:
@@ -185,7 +199,7 @@ def _difference(found: Manifest, plan: Manifest) -> str:
     return "; ".join(said[:_SHOWN])
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
     """All of the file or nothing of it, also after a power cut: write beside, fsync, rename."""
     beside = path.with_name(path.name + ".new")
     with open(beside, "wb") as file:

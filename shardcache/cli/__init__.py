@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from shardcache import __version__
-from shardcache.cli import bench, build, head, info, repair, verify
+from shardcache.cli import bench, build, explain, head, info, ls, pin, prune, repair, verify
 from shardcache.cli.options import debug_option, is_debugged
 from shardcache.cli.text import one_line
 from shardcache.errors import ShardCacheError, ShardCacheWarning
@@ -134,3 +134,9 @@ main.add_command(head.command)
 main.add_command(verify.command)
 main.add_command(repair.command)
 main.add_command(bench.command)
+main.add_command(ls.command)
+main.add_command(explain.command)
+main.add_command(pin.pin)
+main.add_command(pin.unpin)
+main.add_command(prune.prune)
+main.add_command(prune.rm)

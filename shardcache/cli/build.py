@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import click
@@ -33,7 +32,8 @@ Examples:
 @click.command("build", epilog=_EXAMPLE)
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @click.option("--from", "kind", type=click.Choice(list(KINDS)), help="Build from files: TARGET is a path or a pattern.")
-@click.option("--out", required=True, type=click.Path(), metavar="DIR", help="The directory to make.")
+@click.option("--out", type=click.Path(), metavar="DIR", help="The directory to make.")
+@click.option("--name", help="Instead of --out: among the caches that experiments share, as get_or_build does.")
 @click.option(
     "--arg",
     "args",
@@ -81,7 +81,8 @@ Examples:
 def command(
     targets: tuple[str, ...],
     kind: str | None,
-    out: str,
+    out: str | None,
+    name: str | None,
     args: tuple[str, ...],
     num_workers: int,
     codecs: tuple[str, ...],
@@ -106,24 +107,22 @@ def command(
     options: dict[str, Any] = {"codec": _parse_codecs(codecs)}
     if block_bytes is not None:
         options["block_bytes"] = _parse_size(block_bytes)
-    was_there = if_exists == "open" and (Path(out) / MANIFEST_NAME).is_file()
+    options |= {"num_workers": num_workers, "seed": seed, "progress": not no_progress}
+    options["layout"] = layout or _layout_of(kind)
+    if (out is None) == (name is None):
+        raise UsageError("build: say --out DIR or --name NAME, one of the two")
     import shardcache
 
-    start = time.perf_counter()
+    start = time.time()
     with results_only():
         given, rest = (targets[0], kwargs) if kind is None else (make_source(kind, targets, kwargs), {})
-        cache = shardcache.build(
-            given,
-            out,
-            kwargs=rest,
-            num_workers=num_workers,
-            layout=layout or _layout_of(kind),
-            seed=seed,
-            if_exists=if_exists,
-            progress=not no_progress,
-            **options,
-        )
-    _print(out, cache.info(), time.perf_counter() - start, was_there, as_json)
+        if name is not None:
+            rebuild = if_exists == "replace"
+            cache = shardcache.get_or_build(given, name=name, kwargs=rest, rebuild=rebuild, **options)
+        elif out is not None:
+            cache = shardcache.build(given, out, kwargs=rest, if_exists=if_exists, **options)
+    was_there = (cache.path / MANIFEST_NAME).stat().st_mtime < start
+    _print(out or str(cache.path), cache.info(), time.time() - start, was_there, as_json)
 
 
 def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_json: bool) -> None:

@@ -52,8 +52,19 @@ def _print(directory: str, info: dict[str, Any], fields: "list[Field]") -> None:
         f"digest {info['digest']}",
     ):
         click.echo(plain(line))
+    if info["provenance"] is not None:
+        click.echo(plain(_origin(info["provenance"])))
     click.echo()
     print_table(_TITLES, map(_row, fields), right=("bytes", "ratio"))
+
+
+def _origin(made: dict[str, Any]) -> str:
+    """When and from what, as it was written down beside the cache."""
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    commit = f" at commit {made['commit'][:12]}" if made["commit"] else ""
+    commit += " with changes" if made["is_dirty"] else ""
+    when = f"built {made['built']} in {made['seconds']:g} s from {made['factory']}{commit}"
+    return f"{when} on {made['machine']}; {versions}"[:1000]
 
 
 def _row(field: "Field") -> tuple[str, ...]:

@@ -21,6 +21,7 @@ import stat
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -64,9 +65,9 @@ class _Descriptor:
             raise damaged(name, f"ends after {offset + len(data)} bytes, must have {offset + size} or more")
         return memoryview(data)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, `os` may be gone before this is
         if hasattr(self, "_fd"):
-            os.close(self._fd)
+            close(self._fd)
 
 
 _WAYS: dict[str, type[_Mapped] | type[_Descriptor]] = {"mmap": _Mapped, "pread": _Descriptor}

@@ -12,6 +12,11 @@ shard's name derives from its number (five digits, more where needed), never fro
 
 The manifest is written last. A directory without one is not a cache. A reader writes nothing into the directory.
 
+``provenance.json`` may lie beside it: remarks for people on where the cache comes from. It is no part of the cache, no
+digest covers it, and a reader that decides anything by it is wrong.
+
+    Why: builds of the same data are the same bytes, and the day of a build is not the data's.
+
 2. Rows
 -------
 A cache of N rows, ``rows_per_block`` R and ``blocks_per_shard`` K. Row r lies in block ``r // R`` at offset ``r % R``;
@@ -150,6 +155,7 @@ No pickle, no code, no name that is imported.
 FORMAT_VERSION = 1
 FORMAT_NAME = "shardcache"
 MANIFEST_NAME = "manifest.json"
+PROVENANCE_NAME = "provenance.json"
 
 LAYOUT_STREAM = 0x4C41594F5554  # "LAYOUT"
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from shardcache.errors import CacheError, UsageError
 from shardcache.format import manifest as manifests
+from shardcache.format import provenance
 from shardcache.format.columns import BlockRows
 from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Integers
@@ -243,6 +244,7 @@ class Cache(Dataset[Any]):
             "digest": m.digest,
             "written_by": m.written_by,
             "io": self.blocks.io,
+            "provenance": provenance.as_dict(self.path),
             "columns": [
                 {
                     "name": field.name,

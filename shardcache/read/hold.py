@@ -8,6 +8,7 @@ deletes a cache asks for the exclusive lock first (:func:`is_held`).
 
 import glob
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,10 +39,10 @@ class Hold:
             if fcntl is not None:  # some file systems have no locks: then nobody can tell that it is in use
                 fcntl.flock(self._manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, `os` may be gone before this is
         for descriptor in (self._manifest, self.directory):
             if descriptor is not None:
-                os.close(descriptor)
+                close(descriptor)
 
 
 def replaced(path: Path) -> list[Path]:

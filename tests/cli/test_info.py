@@ -17,8 +17,9 @@ def test_it_names_each_column_with_what_it_holds_and_how_it_is_stored(run: Run, 
     assert lines[0].startswith(f"{cache}: 12 samples, ")
     assert lines[0].endswith("shuffled (seed 0)")
     assert "1 shard" in lines[1]
-    assert lines[4].split() == ["column", "holds", "batch", "bytes", "ratio", "codec", "why"]
-    rows = {line.split()[0]: line for line in lines[5:]}
+    assert lines[3].startswith("built ")
+    assert lines[5].split() == ["column", "holds", "batch", "bytes", "ratio", "codec", "why"]
+    rows = {line.split()[0]: line for line in lines[6:]}
     assert list(rows) == ["image", "label", "text", "wave", "maybe", "boxes", "data"]
     assert "tensor uint8 [3, 4, 5]  tensor" in rows["image"]  # brackets are no markup
     assert "array f4 [?]" in rows["wave"]
@@ -50,9 +51,9 @@ def test_in_a_pipe_a_row_is_a_line_however_long_it_is(run: Run, tmp_path: Path):
     name = "deeply/nested".replace("/", "_") * 12
     shardcache.build([{name: k, "[red]x[/red]": "ä"} for k in range(20)], tmp_path / "cache", progress=False)
     lines = run("info", tmp_path / "cache").stdout.splitlines()
-    assert len(lines) == 4 + 3
-    assert name in lines[5]
-    assert lines[6].startswith("[red]x[~1red] ")
+    assert len(lines) == 5 + 3
+    assert name in lines[6]
+    assert lines[7].startswith("[red]x[~1red] ")
     assert not any(line.endswith(" ") for line in lines)
 
 

@@ -1,0 +1,82 @@
+"""House keeping: what there is, what may go, and in which order."""
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shardcache.errors import CacheError, UsageError
+from shardcache.read.hold import replaced
+from shardcache.registry.store import Slot, slots
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One cache of the folder, as ``shardcache ls`` shows it. Times are seconds since the epoch."""
+
+    slot: Slot
+    samples: int | None
+    file_bytes: int
+    made: float | None
+    last_used: float
+    is_in_use: bool
+    is_pinned: bool
+    state: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for ``json``."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__ if name != "slot"}
+        return {"name": self.slot.name, "key": self.slot.key, "path": str(self.slot.path), **values}
+
+
+def listing(root: Path, name: str | None = None) -> list[Kept]:
+    """Everything in the folder, the last used first."""
+    return [_kept(slot) for slot in slots(root, name)]
+
+
+def _kept(slot: Slot) -> Kept:
+    samples = made = None
+    state = "published" if slot.is_published else "unfinished"
+    try:
+        if slot.is_published:
+            samples, made = slot.manifest().samples, (slot.path / "manifest.json").stat().st_mtime
+    except CacheError:
+        state = "damaged"
+    places = [slot.path, slot.path.with_name(f"{slot.key}.partial"), *replaced(slot.path)]
+    size = sum(file.stat().st_size for place in places for file in place.glob("*") if file.is_file())
+    return Kept(slot, samples, size, made, slot.last_used, slot.is_in_use, slot.is_pinned, state)
+
+
+def prunable(kept: Iterable[Kept], max_size: int | None, unused_for: float | None) -> list[Kept]:
+    """What to delete: unused for so many seconds, or the least recently used until the rest is at most ``max_size``.
+
+    Never what is pinned or in use, which counts towards the size all the same.
+    """
+    oldest = sorted(kept, key=lambda one: one.last_used)
+    free = [one for one in oldest if not one.is_pinned and not one.is_in_use]
+    now, total, chosen = time.time(), sum(one.file_bytes for one in oldest), []
+    for one in free:
+        is_old = unused_for is not None and now - one.last_used > unused_for
+        is_too_much = max_size is not None and total > max_size
+        if is_old or is_too_much:
+            chosen.append(one)
+            total -= one.file_bytes
+    return chosen
+
+
+def remove(chosen: Sequence[Kept]) -> tuple[list[Kept], list[Kept]]:
+    """Delete; (what is gone, what was taken into use meanwhile and stays)."""
+    gone = [one for one in chosen if one.slot.remove()]
+    return gone, [one for one in chosen if one not in gone]
+
+
+def parse_duration(text: str) -> float:
+    """``"30d"`` -> seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", text)
+    if match is None:
+        raise UsageError(f"a time must be like '30d', '12h' or '2w', was {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
