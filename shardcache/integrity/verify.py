@@ -182,7 +182,7 @@ class _Check:
             keys.expect(place(row).key)
             with self._lease(found.at) as reader:
                 value = reader.get(place(row).key)
-                body = block.open_body(value, place(row))
+                body = block.open_body(value, place(row), borrow=True)
                 found.count(position, form, body, value)
             return body
 

@@ -1,4 +1,4 @@
-"""kill -9 at any moment of a build, a publication over an old cache, and a repair."""
+"""kill -9 at any moment of a build, a publication over an old cache, a repair, and a removal."""
 
 import gc
 import os
@@ -13,13 +13,15 @@ from pathlib import Path
 import shardcache
 from shardcache import verify
 from shardcache.format import leases, spec
+from shardcache.registry.store import Slot
 from tests.faults.children import in_children
 from tests.faults.figures import Figures, Outcome
 from tests.faults.victims import Victim, build, readable, small_limits, workshop
 
-FAULT = "kill -9 while building, publishing, repairing"
+FAULT = "kill -9 while building, publishing, pruning, repairing"
 REQUIRED = "nothing, or continued"
-SHORT, LONG = 12, 500
+SHORT, LONG = 16, 500
+REMOVAL = 0.05  # of the time of a build
 
 
 def interrupted(work: Callable[[], object], seconds: float) -> bool:
@@ -48,13 +50,13 @@ class Killed:
 
     def __call__(self, number: int) -> Outcome:
         draw = random.Random(f"{self.seed} {number}")
-        trial = (self.build, self.replace, self.repair)[number % 3]
+        trial = (self.build, self.replace, self.repair, self.prune)[number % 4]
         try:
             return trial(draw.random() * self.seconds)
         finally:
             leases.close_all()
             gc.collect()
-            for left in self.path.parent.glob("cache*"):
+            for left in [*self.path.parent.glob("cache*"), *self.path.parent.glob("shared")]:
                 shutil.rmtree(left)
 
     def build(self, seconds: float) -> Outcome:
@@ -93,6 +95,23 @@ class Killed:
             return Outcome("lost", "repaired again, it is not what it was")
         left = {file.name for file in self.path.iterdir()} - {file.name for file in self.whole[0].iterdir()}
         return Outcome("left", f"{left} after the repair") if left else Outcome("continued")
+
+    def prune(self, seconds: float) -> Outcome:
+        """Of a cache that experiments share: it is there, whole, or gone; and what is left of it goes the next time."""
+        slot = Slot(self.path.parent / "shared", "0" * 32)
+        slot.folder.mkdir()
+        shutil.copytree(self.whole[0], slot.path)
+        interrupted(slot.remove, seconds * REMOVAL)
+        outcome = Outcome("nothing")
+        if slot.path.exists():
+            is_whole = readable(slot.path) == self.expected[0]
+            outcome = Outcome("old" if is_whole else "silent", "" if is_whole else "a part of it")
+        leases.close_all()
+        gc.collect()
+        if outcome.kind != "silent" and not slot.remove():
+            return Outcome("lost", "nobody has it, and it cannot be removed")
+        left = [file.name for file in slot.folder.iterdir() if file.suffix != ".lock"]
+        return Outcome("left", f"{left} after {outcome.kind}") if left else outcome
 
     def again(self, outcome: Outcome) -> Outcome:
         """The same call, undisturbed."""
