@@ -18,18 +18,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_tells_samples_a_second_for_each_number_of_workers(cache: str) -> None:
-    done = CliRunner().invoke(main, ["bench", cache, "-j", "0", "-j", "1", "--seconds", "0.05", "--json"])
+    done = CliRunner().invoke(main, ["bench", cache, "-j", "0", "-j", "1", "-t", "2", "--seconds", "0.05", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert [row["num_workers"] for row in found["speeds"]] == [0, 1]
+    assert [(row["num_workers"], row["threads"]) for row in found["speeds"]] == [(0, 0), (0, 2), (1, 0)]
+    assert found["recommended"] in found["speeds"]
+    most = found["limit_samples_per_second"]
+    assert all(row["share"] == pytest.approx(row["samples_per_second"] / most) for row in found["speeds"])
     assert all(row["samples_per_second"] > 0 for row in found["speeds"])
     assert all(row["bytes_per_second"] == pytest.approx(16 * row["samples_per_second"]) for row in found["speeds"])
 
 
 def test_prints_a_table_for_people(cache: str) -> None:
-    done = CliRunner().invoke(main, ["bench", cache, "-j", "0", "--seconds", "0.05"])
+    done = CliRunner().invoke(main, ["bench", cache, "-j", "0", "-t", "0", "--seconds", "0.05"])
     assert done.exit_code == 0, done.output
-    assert done.stdout.split()[:3] == ["workers", "samples/s", "bytes/s"]
+    assert done.stdout.split()[:6] == ["workers", "threads", "samples/s", "bytes/s", "of", "limit"]
+    assert done.stdout.splitlines()[-1].startswith("recommended: num_workers=0, threads=")
 
 
 def test_measures_a_shuffle_against_a_full_one(cache: str) -> None:
