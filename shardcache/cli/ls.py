@@ -7,7 +7,7 @@ import click
 from shardcache.cli.options import debug_option, home_options, json_option, print_json
 from shardcache.cli.text import plain, print_table, size
 
-_TITLES = ("name", "key", "size", "samples", "made", "last used", "", "dataset")
+_TITLES = ("name", "key", "size", "samples", "made", "last used", "", "dataset", "commit")
 
 
 @click.command("ls")
@@ -16,7 +16,11 @@ _TITLES = ("name", "key", "size", "samples", "made", "last used", "", "dataset")
 @json_option
 @debug_option
 def command(name: str | None, cache_dir: str | None, allow_shared: bool, as_json: bool) -> None:
-    """List the caches that experiments share, the last used first; those of NAME, or all."""
+    """List the caches that experiments share, the last used first; those of NAME, or all.
+
+    'commit' is that of the code by which a cache was built, '+' where it had changes.
+    """
+    from shardcache.format import provenance
     from shardcache.registry.keeping import listing
     from shardcache.registry.store import root_of
 
@@ -32,8 +36,20 @@ def command(name: str | None, cache_dir: str | None, allow_shared: bool, as_json
         samples = "-" if one.samples is None else f"{one.samples:,}"
         made, used = (_ago(when) for when in (one.made, one.last_used))
         target = entry.target if entry else "?"
+        made_by = provenance.read(one.slot.path)
+        commit = (made_by.commit or "-")[:10] + ("+" if made_by.is_dirty else "") if made_by else "-"
         rows.append(
-            (one.slot.name, one.slot.key[:12], size(one.file_bytes), samples, made, used, ", ".join(marks), target)
+            (
+                one.slot.name,
+                one.slot.key[:12],
+                size(one.file_bytes),
+                samples,
+                made,
+                used,
+                ", ".join(marks),
+                target,
+                commit,
+            )
         )
     print_table(_TITLES, rows, right=("size", "samples"))
     click.echo(plain(f"{len(kept)} in all, {size(sum(one.file_bytes for one in kept))}"))
