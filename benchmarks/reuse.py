@@ -1,8 +1,8 @@
 """What reusing a cache costs, and what happens when many ask for one at once.
 
-Reported: seconds to fingerprint a dataset over many files, warm (the files were listed once before); milliseconds of
-a whole `get_or_build` that finds its cache, with its spot check of 8 samples and without, medians of several; and races
-of eight processes, each for a cache that is not there yet: how many builds there were, and how many different caches the
+Reported: seconds to fingerprint a dataset over many files, warm (they were listed before); milliseconds of a whole
+`get_or_build` that finds its cache, with its spot check of 8 samples and without, medians of several; and races of
+eight processes, each for a cache that is not there yet: how many builds there were, and how many caches the
 processes got.
 
 Run: python benchmarks/reuse.py [--files 100000] [--rounds 15] [--races 100] [--json results.json]

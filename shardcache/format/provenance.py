@@ -5,6 +5,7 @@ never trusted either: what is not as expected is taken for absent, and whoever s
 """
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,12 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
 def read(directory: Path) -> Provenance | None:
     """What was written down beside a cache; None where that is not there, or is not what was written."""
     try:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with open(os.open(directory / spec.PROVENANCE_NAME, flags), "rb") as file:
-            return msgspec.json.decode(file.read(_MAX_BYTES), type=Provenance)
+        fd = os.open(directory / spec.PROVENANCE_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            data = os.read(fd, _MAX_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
+        return msgspec.json.decode(data, type=Provenance)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

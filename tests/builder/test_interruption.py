@@ -248,4 +248,8 @@ def test_nothing_is_kept_of_a_build_that_had_not_finished_a_shard(tmp_path, leav
 def test_what_is_published_is_flat_and_complete(tmp_path):
     cache = build(Made(SIZE, mixed), tmp_path / "c")
     shards = [spec.shard_name(number) for number in range(len(cache.manifest.shards))]
-    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [spec.MANIFEST_NAME, *shards]
+    assert sorted(file.name for file in (tmp_path / "c").iterdir()) == [
+        spec.MANIFEST_NAME,
+        spec.PROVENANCE_NAME,
+        *shards,
+    ]

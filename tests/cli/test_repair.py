@@ -23,7 +23,7 @@ class Squares:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    path = tmp_path / "squares.py"
+    path = tmp_path / "squares_to_repair.py"
     path.write_text(SOURCE)
     return path
 

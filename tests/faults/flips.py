@@ -81,7 +81,9 @@ class Damaged:
     def __init__(self, path: Path, seed: int) -> None:
         self.path, self.seed = path, seed
         self.expected: Readable = readable(path)
-        self.files = {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+        self.files = {
+            file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.name != spec.PROVENANCE_NAME
+        }
 
     def __call__(self, number: int) -> Outcome:
         draw = random.Random(f"{self.seed} {number}")

@@ -123,6 +123,7 @@ REPLACEMENTS: tuple[Replacement, ...] = (
 @contextmanager
 def put_back(path: Path) -> Iterator[None]:
     """The directory as it was, whatever happens to the files in it."""
+    (path / spec.PROVENANCE_NAME).unlink(missing_ok=True)  # a remark, on which nothing depends
     whole = {file: file.read_bytes() for file in path.iterdir()}
     try:
         yield
