@@ -123,7 +123,6 @@ REPLACEMENTS: tuple[Replacement, ...] = (
 @contextmanager
 def put_back(path: Path) -> Iterator[None]:
     """The directory as it was, whatever happens to the files in it."""
-    (path / spec.PROVENANCE_NAME).unlink(missing_ok=True)  # a remark, on which nothing depends
     whole = {file: file.read_bytes() for file in path.iterdir()}
     try:
         yield
@@ -141,7 +140,7 @@ class Replaced:
     def __init__(self, path: Path, other: Path, seed: int) -> None:
         self.path, self.other, self.seed = path, other, seed
         self.expected = readable(path)
-        self.names = sorted(file.name for file in path.iterdir())
+        self.names = sorted(file.name for file in path.iterdir() if file.name != spec.PROVENANCE_NAME)
 
     def __call__(self, number: int) -> Outcome:
         draw = random.Random(f"{self.seed} {number}")
