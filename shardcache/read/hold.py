@@ -6,6 +6,7 @@ permission to write, is inherited by a fork, and ends with the last process that
 deletes a cache asks for the exclusive lock first (:func:`is_held`).
 """
 
+import errno
 import glob
 import os
 from collections.abc import Callable
@@ -51,14 +52,29 @@ def replaced(path: Path) -> list[Path]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a reader holds the cache at a path, on this machine (or on any, where the file system's locks reach)."""
+    """Whether a reader holds the cache at a path, on this machine (or on any, where the file system's locks reach).
+
+    Where there are no locks nobody can tell, and it is taken for held: what is in doubt is not deleted.
+    """
     try:
-        descriptor = os.open(path / spec.MANIFEST_NAME, _LINK_SAFE)
+        descriptor = _opened(path / spec.MANIFEST_NAME)
     except OSError:
         return False
     try:
         return not filelock.lock_descriptor(descriptor, blocking=False)
-    except OSError:
-        return False
+    except (OSError, NotImplementedError):
+        return True
     finally:
         os.close(descriptor)
+
+
+def _opened(file: Path) -> int:
+    """For writing where that is permitted: NFS grants an exclusive lock to nobody else. Nothing is written."""
+    try:
+        return os.open(file, _LINK_SAFE | os.O_RDWR)
+    except PermissionError:
+        return os.open(file, _LINK_SAFE)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(file, _LINK_SAFE)

@@ -138,7 +138,7 @@ def _built(
             return cache  # somebody else has built it in the meantime
         dataset = Recipe(factory, kwargs)()
         discovered = discover(dataset, entry.fingerprint.data.values(), data_check)
-        source, arguments = (dataset, None) if multiprocessing.get_start_method() == "fork" else (factory, kwargs)
+        source, arguments = (dataset, None) if _is_fork_used() else (factory, kwargs)
         replace = "replace" if slot.path.exists() else "error"
         cache = build(source, slot.path, kwargs=arguments, if_exists=replace, **options)
         slot.write_entry(msgspec.structs.replace(entry, discovered=discovered))
@@ -162,6 +162,11 @@ def _locked(slot: Slot, shown: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_fork_used() -> bool:
+    """Whether workers inherit what this process has made. Asking must not decide it."""
+    return (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) == "fork"
 
 
 def _stamp(slot: Slot) -> int | None:
