@@ -7,10 +7,11 @@ compared is the stored form, so it is exact to the bit, and NaN equals itself.
 import multiprocessing
 import os
 import random
+import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 from shardcache.builder.source import Recipe, Source
 from shardcache.errors import ShardCacheWarning, StaleCacheError
@@ -32,20 +33,23 @@ def check(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, rows: in
     if not rows or os.environ.get("LOCAL_RANK", "0") != "0":  # once a node
         return
     indices = random.SystemRandom().sample(range(len(cache)), min(rows, len(cache)))
-    context = multiprocessing.get_context("fork")  # a fresh interpreter would take seconds to import torch
-    ours, theirs = context.Pipe(duplex=False)
+    ours, theirs = multiprocessing.Pipe(duplex=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the child runs one of its own
-        child = context.Process(target=_compare, args=(theirs, cache, factory, kwargs, indices), daemon=True)
-        child.start()
+        # A fresh interpreter would take seconds to import torch, and a worker of a pool, which may ask for a cache too,
+        # must not have a multiprocessing.Process.
+        child = os.fork()
+    if not child:
+        ours.close()
+        _compare(theirs, cache, factory, kwargs, indices)
     theirs.close()
     try:
         said = ours.recv() if ours.poll(TIMEOUT_S) else ("skipped", f"it took longer than {TIMEOUT_S} s")
     except EOFError:
         said = "skipped", "its process died"
     finally:
-        child.kill()
-        child.join()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
         ours.close()
     kind, text = said
     if kind == "differs":
@@ -56,7 +60,7 @@ def check(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, rows: in
 
 def _compare(
     connection: Connection, cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, indices: list[int]
-) -> None:
+) -> NoReturn:
     try:
         import torch
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -124,6 +125,7 @@ def _work(
     code = 1
     try:
         torch.set_num_threads(1)  # the threads of the parent are not here
+        forkserver._forkserver._forkserver_pid = None  # nor is its fork server a child of this process
         warnings.simplefilter("ignore")
         if prepare is not None:
             prepare()

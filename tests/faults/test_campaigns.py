@@ -1,6 +1,7 @@
 """Every row of the table of faults, a little of it; ``tools/torture --long`` does all."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -52,3 +53,14 @@ def test_what_ends_a_child_is_counted_as_its_trial_and_the_next_ones_are_done() 
     figures = in_children(trial, 8, hang_s=3, memory_bytes=64 << 20)
     assert figures.counts == {"right": 5, "signal": 1, "hang": 1, "memory": 1}
     assert [miss.partition(":")[0] for miss in figures.misses] == ["trial 2", "trial 4", "trial 6"]
+
+
+def test_a_child_has_a_fork_server_of_its_own() -> None:
+    def trial(number: int) -> Outcome:
+        process = multiprocessing.get_context("forkserver").Process(target=int)
+        process.start()
+        process.join()
+        return Outcome("right" if process.exitcode == 0 else "exception")
+
+    assert trial(0).kind == "right"  # and now this process has one
+    assert in_children(trial, 2).counts == {"right": 2}

@@ -149,6 +149,12 @@ class TestAMiss:
 
 
 class TestTheSpotCheck:
+    def test_is_made_in_a_worker_of_a_pool_too(self) -> None:
+        """Such a worker may have no children of its own, says multiprocessing."""
+        get()
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            assert pool.apply(_checked) == 60
+
     def test_a_difference_stops_with_sample_column_and_both_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
         get(Hidden)
         get(Hidden)
@@ -280,6 +286,12 @@ class TestRaces:
         assert len(get(**options, progress=True)) == 3000
         child.join()
         assert "waiting for another process that builds 'train': " in capsys.readouterr().err
+
+
+def _checked() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return len(get(spot_check=2))
 
 
 def race(processes: int, seed: int) -> list[str]:
