@@ -2,18 +2,19 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from shardcache.builder import pool
+from shardcache.builder.engine import Engine
 from shardcache.builder.probe import Options, draw_up
 from shardcache.builder.progress import Progress
 from shardcache.builder.provenance import provenance
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import Staging, storage_errors
+from shardcache.builder.work import Work
 from shardcache.errors import CacheExistsError, UsageError
 from shardcache.format import compression, shard, spec
 from shardcache.format.manifest import Manifest
@@ -33,6 +34,8 @@ def build(
     seed: int = 0,
     codec: str | Mapping[str, str] = "auto",
     num_workers: int = 0,
+    sample_timeout: float | None = None,
+    max_shards_per_worker: int | None = None,
     if_exists: str = "error",
     block_bytes: int | None = None,
     progress: bool = True,
@@ -50,7 +53,9 @@ def build(
         codec: ``"auto"`` (by column, from real rows), ``"zstd"``, ``"zstd:LEVEL"`` (negative ones too), ``"none"``, or
             a dict of these by column name; columns that are not named are ``"auto"``.
         num_workers: processes that read the dataset and write shards; 0 builds in this process. The result is the same
-            to the bit.
+            to the bit. A worker that dies is replaced; the third time over one shard is an error.
+        sample_timeout: seconds after which a worker that is still in ``dataset[i]`` is ended, as if it had died.
+        max_shards_per_worker: after so many shards a worker is replaced by a new one, for datasets that leak memory.
         if_exists: ``"error"``; ``"open"``: return the cache that is there; ``"replace"``: build a new one, then swap.
         block_bytes: raw bytes of a block, the unit of reading, which has at most 1,024 rows. Default: 128 KiB, less in
             a small cache.
@@ -65,13 +70,16 @@ def build(
             sample holds something that cannot be stored.
         CacheExistsError: something is at ``path``.
         StorageError: the disk is full or may not be written.
+        WorkerDiedError: worker processes died over the same shard; the message names the sample that they were at.
         BuildError: anything else that stopped the build. Shards that were finished are kept in ``path + ".partial"``,
             and the same call continues there.
     """
     began = time.time()
     options = Options(layout, seed, codec, block_bytes)
     options.check()
-    _check(num_workers, if_exists)
+    engine = Engine(num_workers, sample_timeout, max_shards_per_worker)
+    engine.check()
+    _check(if_exists)
     target = _target(path)
     if _is_taken(target, if_exists):
         return open_cache(target)
@@ -82,7 +90,8 @@ def build(
             return open_cache(target)
         plan = _stamped(draw_up(source, options))
         records = staging.begin(plan)
-        for record in _records(recipe, source, plan, records, staging, num_workers, progress):
+        work = Work(recipe, plan, staging.directory)
+        for record in _records(engine, work, source, records, progress):
             staging.keep(record)
             records[record.number] = record
         staging.publish(plan, records, provenance(dataset, began), replace=if_exists == "replace")
@@ -90,23 +99,13 @@ def build(
 
 
 def _records(
-    recipe: Recipe,
-    source: Source,
-    plan: Manifest,
-    done: "dict[int, ShardRecord]",
-    staging: Staging,
-    num_workers: int,
-    progress: bool,
-) -> Any:
+    engine: Engine, work: Work, source: Source, done: "dict[int, ShardRecord]", progress: bool
+) -> Iterator["ShardRecord"]:
+    plan = work.plan
     shards = [number for number in range(-(-plan.blocks // plan.blocks_per_shard)) if number not in done]
     rows = sum(plan.block_rows(number) for number in _blocks(plan, done))
     with Progress(plan.samples, rows, progress) as report:
-        if num_workers:
-            source.kept.clear()
-            workers = min(num_workers, len(shards))
-            yield from pool.build_in_workers(recipe, plan, shards, staging.directory, report, workers)
-        else:
-            yield from pool.build_here(source, plan, shards, staging.directory, report)
+        yield from engine.build(work, source, shards, report)
 
 
 def _blocks(plan: Manifest, shards: "dict[int, ShardRecord]") -> list[int]:
@@ -114,9 +113,7 @@ def _blocks(plan: Manifest, shards: "dict[int, ShardRecord]") -> list[int]:
     return [block for start in first for block in range(start, min(start + plan.blocks_per_shard, plan.blocks))]
 
 
-def _check(num_workers: int, if_exists: str) -> None:
-    if type(num_workers) is not int or num_workers < 0:
-        raise UsageError(f"num_workers must be 0 or more, was {num_workers!r}")
+def _check(if_exists: str) -> None:
     if if_exists not in ("error", "open", "replace"):
         raise UsageError(f"if_exists must be 'error', 'open' or 'replace', was {if_exists!r}")
 

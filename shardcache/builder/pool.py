@@ -1,141 +1,210 @@
-"""Worker processes that build whole shards: no sample crosses a process boundary."""
+"""Worker processes that build whole shards: no sample crosses a process boundary.
 
+A worker says in a few bytes of shared memory which sample it is reading, and since when. So the parent can end one that
+hangs in a sample, and name the sample that a worker died of.
+"""
+
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
 import signal
 import threading
+import time
 import traceback
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from shardcache.builder.shards import Report, ShardRecord, build_shard
-from shardcache.builder.source import Recipe, Source
-from shardcache.errors import BuildError, ShardCacheError, SourceError, UsageError, WorkerDiedError
-from shardcache.format.manifest import Manifest
+from shardcache.builder.source import Source
+from shardcache.builder.work import Work
+from shardcache.errors import BuildError, SampleError, ShardCacheError, UsageError, WorkerDiedError
 
 _MAX_ATTEMPTS = 3
 _PATIENCE_S = 5  # with a worker that was asked to end
+_TICK_S = 1.0  # between two looks at the workers, where nothing is heard of them
+_DEAD = object()
 
 
-def build_here(
-    source: Source, plan: Manifest, shards: Sequence[int], directory: Path, report: Callable[[Report], None]
-) -> Iterator[ShardRecord]:
-    """Build ``shards`` one after the other in this process."""
-    for number in shards:
-        yield build_shard(source, plan, number, directory, report)
+class _Now(ctypes.Structure):
+    """Where a worker is; written by it alone, read by the parent."""
+
+    _fields_ = (("since", ctypes.c_double), ("sample", ctypes.c_int64), ("is_reading", ctypes.c_bool))
 
 
-def build_in_workers(
-    recipe: Recipe,
-    plan: Manifest,
-    shards: Sequence[int],
-    directory: Path,
-    report: Callable[[Report], None],
-    workers: int,
-) -> Iterator[ShardRecord]:
-    """Build ``shards`` in ``workers`` processes, in whatever order they are done.
+class _Watched(Source):
+    """A source that says which sample it is at."""
 
-    A worker that dies is replaced and its shard given out again; the third death over one shard is an error.
+    def __init__(self, dataset: Any, now: Any) -> None:
+        super().__init__(dataset)
+        self._now = now
+
+    def read(self, index: int) -> Any:
+        now = self._now
+        now.since, now.sample, now.is_reading = time.monotonic(), index, True
+        try:
+            return super().read(index)
+        finally:
+            now.is_reading = False
+
+
+class _Worker:
+    """A worker process, the shard that it is at, and how many it has done."""
+
+    def __init__(self, context: Any, work: Work) -> None:
+        self.number, self.done, self.is_late = -1, 0, False
+        self.now = context.RawValue(_Now, 0.0, -1, False)
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_live, args=(theirs, work, self.now), daemon=True)
+        try:
+            self.process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(
+                f"the dataset cannot be sent to a worker process that is not a fork ({error}); give a callable that "
+                "makes it, 'module:callable' or 'file.py:callable'"
+            ) from error
+        except OSError as error:
+            raise BuildError(f"a worker process cannot be started ({error.strerror})") from error
+        theirs.close()
+
+    def give(self, number: int | None) -> None:
+        """A shard, or that there are no more. Whether the worker lives shows when something is received from it."""
+        self.number = -1 if number is None else number
+        with suppress(OSError):
+            self.connection.send(number)
+
+    def receive(self) -> Any:
+        """The next message of the worker; None where there is none yet, ``_DEAD`` where none will come."""
+        is_dead = not self.process.is_alive()  # asked first, so that its last words are heard
+        try:
+            return self.connection.recv() if self.connection.poll() else _DEAD if is_dead else None
+        except (EOFError, OSError):
+            return _DEAD
+
+    def end_if_late(self, timeout: float) -> None:
+        """Kill a worker that has been reading one sample for too long."""
+        since = self.now.since
+        if self.now.is_reading and time.monotonic() - since > timeout:
+            self.is_late = True
+            self.process.kill()
+
+    def close(self) -> None:
+        """Wait for a worker that was told to end; not for long."""
+        self.process.join(_PATIENCE_S)
+        self.process.kill()
+        self.process.join(_PATIENCE_S)
+        self.connection.close()
+
+    def epitaph(self) -> str:
+        """What a dead worker was at."""
+        if self.now.sample < 0:
+            return "before it read a sample"
+        return f"while it read sample {self.now.sample}" if self.now.is_reading else f"after sample {self.now.sample}"
+
+
+class Pool:
+    """As many worker processes as are wanted, each at one shard.
+
+    A worker that dies, or is killed because it reads one sample for more than ``sample_timeout`` seconds, is replaced
+    and its shard given out again; the third time over one shard is an error. A worker that has done
+    ``max_shards`` makes room for a new one.
     """
-    context = multiprocessing.get_context()
-    waiting, attempts = list(reversed(shards)), dict.fromkeys(shards, 0)
-    busy: dict[Connection, tuple[BaseProcess, int]] = {}
-    try:
-        while waiting or busy:
-            while waiting and len(busy) < workers:
-                _start(context, busy, waiting.pop(), (recipe, plan, directory))
-            for connection in multiprocessing.connection.wait(list(busy)):
-                assert isinstance(connection, Connection)
-                process, number = busy[connection]
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    del busy[connection]
-                    waiting.append(_died(connection, process, number, attempts))
-                    continue
-                if isinstance(message, Report):
-                    report(message)
-                elif isinstance(message, ShardRecord):
-                    _next_shard(connection, busy, waiting)
-                    yield message
-                else:
-                    raise message
-    finally:
-        for connection, (process, _) in busy.items():
-            process.terminate()
-            process.join(_PATIENCE_S)
-            process.kill()
-            process.join()
-            connection.close()
 
+    def __init__(self, work: Work, workers: int, sample_timeout: float | None, max_shards: int | None) -> None:
+        self._work, self._size, self._timeout, self._max_shards = work, workers, sample_timeout, max_shards
+        self._context = multiprocessing.get_context()
+        self._workers: list[_Worker] = []
+        self._waiting: deque[int] = deque()
+        self._epitaphs: dict[int, list[str]] = defaultdict(list)  # of the workers that died over a shard
 
-def _start(context: Any, busy: dict[Connection, tuple[BaseProcess, int]], number: int, work: Any) -> None:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, *work), daemon=True)
-    try:
-        process.start()
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UsageError(
-            f"the dataset cannot be sent to a worker process that is not a fork ({error}); give a callable that makes "
-            "it, 'module:callable' or 'file.py:callable'"
-        ) from error
-    theirs.close()
-    busy[ours] = (process, number)
-    _send(ours, number)
+    def build(self, shards: Sequence[int], report: Callable[[Report], None]) -> Iterator[ShardRecord]:
+        """Build ``shards``, in whatever order they are done."""
+        self._waiting.extend(shards)
+        try:
+            while self._waiting or self._workers:
+                while self._waiting and len(self._workers) < self._size:
+                    self._start()
+                self._wait()
+                for worker in list(self._workers):
+                    message = worker.receive()
+                    if message is _DEAD:
+                        self._bury(worker)
+                    elif isinstance(message, Report):
+                        report(message)
+                    elif isinstance(message, ShardRecord):
+                        self._go_on(worker)
+                        yield message
+                    elif message is not None:
+                        raise message
+        finally:
+            for worker in self._workers:
+                worker.process.terminate()
+            for worker in self._workers:
+                worker.close()
 
+    def _start(self) -> None:
+        worker = _Worker(self._context, self._work)
+        self._workers.append(worker)
+        worker.give(self._waiting.popleft())
 
-def _send(connection: Connection, number: int | None) -> None:
-    """To a worker that may be dead, which shows when something is received from it."""
-    with suppress(OSError):
-        connection.send(number)
+    def _wait(self) -> None:
+        """Until something is heard of a worker. Its sentinel too: what it has started may hold its pipe open."""
+        ready: list[Any] = [worker.connection for worker in self._workers]
+        ready += [worker.process.sentinel for worker in self._workers]
+        if self._timeout is None:
+            multiprocessing.connection.wait(ready, _TICK_S)
+            return
+        multiprocessing.connection.wait(ready, min(_TICK_S, self._timeout / 4))
+        for worker in self._workers:
+            worker.end_if_late(self._timeout)
 
+    def _go_on(self, worker: _Worker) -> None:
+        """With the next shard, or not at all."""
+        worker.done += 1
+        if self._waiting and (self._max_shards is None or worker.done < self._max_shards):
+            worker.give(self._waiting.popleft())
+            return
+        self._workers.remove(worker)
+        worker.give(None)
+        worker.close()
 
-def _next_shard(connection: Connection, busy: dict[Connection, tuple[BaseProcess, int]], waiting: list[int]) -> None:
-    process, _ = busy[connection]
-    if waiting:
-        number = waiting.pop()
-        busy[connection] = (process, number)
-        _send(connection, number)
-        return
-    del busy[connection]
-    _send(connection, None)
-    process.join()
-    connection.close()
-
-
-def _died(connection: Connection, process: BaseProcess, number: int, attempts: dict[int, int]) -> int:
-    connection.close()
-    process.join()
-    attempts[number] += 1
-    if attempts[number] >= _MAX_ATTEMPTS:
-        code = process.exitcode or 0
+    def _bury(self, worker: _Worker) -> None:
+        """Give out a dead worker's shard again; :class:`WorkerDiedError` where that was tried often enough."""
+        self._workers.remove(worker)
+        worker.close()
+        number, epitaphs = worker.number, self._epitaphs[worker.number]
+        epitaphs.append(worker.epitaph())
+        if len(epitaphs) < _MAX_ATTEMPTS:
+            self._waiting.appendleft(number)
+            return
+        times = f"{_MAX_ATTEMPTS} times over shard {number:05d}"
+        where = f"{epitaphs[0]}, {times}" if len(set(epitaphs)) == 1 else f"{times}: {', '.join(epitaphs)}"
+        if worker.is_late:
+            raise SampleError(
+                f"dataset[{worker.now.sample}] did not return within {self._timeout:g} s (sample_timeout); worker "
+                f"processes ended {where}"
+            )
+        code = worker.process.exitcode or 0
         cause = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with exit code {code}"
-        raise WorkerDiedError(
-            f"a worker process ended {cause} while it built shard {number:05d}, {_MAX_ATTEMPTS} times "
-            "(out of memory? a crash in the dataset?)"
-        )
-    return number
+        raise WorkerDiedError(f"a worker process ended {cause} {where} (out of memory? a crash in the dataset?)")
 
 
-def _work(connection: Connection, recipe: Recipe, plan: Manifest, directory: Path) -> None:
+def _live(connection: Connection, work: Work, now: Any) -> None:
     """A worker's life: shard numbers in, reports and records out, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         _limit_threads()
-        source = Source(recipe())
-        if source.samples != plan.samples:
-            raise SourceError(f"len() of the dataset is {source.samples} in a worker, {plan.samples} in the parent")
+        source = work.source(lambda dataset: _Watched(dataset, now))
         while (number := connection.recv()) is not None:
-            connection.send(build_shard(source, plan, number, directory, connection.send))
+            connection.send(build_shard(source, work.plan, number, work.directory, connection.send))
     except BaseException as error:
-        connection.send(_sendable(error))
+        connection.send(sendable(error))
         if not isinstance(error, Exception):
             raise
 
@@ -156,8 +225,8 @@ def _limit_threads() -> None:
     torch.set_num_threads(1)
 
 
-def _sendable(error: BaseException) -> ShardCacheError:
-    """An error that survives the pipe: our types are built from one string, and the traceback rides along as a note."""
+def sendable(error: BaseException) -> ShardCacheError:
+    """An error that survives the way: our types are built from one string, and the traceback rides along as a note."""
     sent = error if isinstance(error, ShardCacheError) else BuildError(f"{type(error).__name__}: {error}")
     sent.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)))
     sent.__cause__ = sent.__context__ = None

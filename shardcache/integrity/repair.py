@@ -11,7 +11,7 @@ verifies again and does what is left.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Any
 
 import filelock
 
-from shardcache.builder import pool
 from shardcache.builder.build import build
+from shardcache.builder.engine import Engine
 from shardcache.builder.progress import Progress
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import storage_errors
+from shardcache.builder.work import Work
 from shardcache.errors import BuildInProgressError, ManifestError
 from shardcache.format import compression, shard, spec
 from shardcache.format.manifest import Manifest
@@ -108,7 +109,8 @@ def repair(
         source = Source(recipe())
         restored: list[int] = []
         if source.samples == manifest.samples:
-            for number in _rebuilt(recipe, source, manifest, damaged, workshop, num_workers, progress):
+            work = Work(recipe, manifest, workshop)
+            for number in _rebuilt(Engine(num_workers), work, source, damaged, progress):
                 _put_back(workshop, spec.shard_name(number), cache)
                 restored.append(number)
         differing = [number for number in damaged if number not in restored]
@@ -163,28 +165,13 @@ def _workshop(directory: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _rebuilt(
-    recipe: Recipe,
-    source: Source,
-    manifest: Manifest,
-    damaged: Sequence[int],
-    workshop: Path,
-    num_workers: int,
-    progress: bool,
-) -> Iterator[int]:
-    """The damaged shards that came out as they were, each as soon as it lies in ``workshop``."""
-    per_shard = manifest.blocks_per_shard
+def _rebuilt(engine: Engine, work: Work, source: Source, damaged: Sequence[int], progress: bool) -> Iterator[int]:
+    """The damaged shards that came out as they were, each as soon as it lies in the workshop."""
+    per_shard, manifest = work.plan.blocks_per_shard, work.plan
     blocks = [number * per_shard + local for number in damaged for local in range(manifest.shard_blocks(number))]
     rows = sum(map(manifest.block_rows, blocks))
-    with storage_errors(workshop), Progress(rows, 0, progress) as said:
-        report: Callable[[Any], None] = said
-        if num_workers:
-            records = pool.build_in_workers(
-                recipe, manifest, damaged, workshop, report, min(num_workers, len(damaged) or 1)
-            )
-        else:
-            records = pool.build_here(source, manifest, damaged, workshop, report)
-        for record in records:
+    with storage_errors(work.directory), Progress(rows, 0, progress) as report:
+        for record in engine.build(work, source, damaged, report):
             if record.seal == manifest.shards[record.number]:
                 yield record.number
 

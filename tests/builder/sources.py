@@ -43,12 +43,26 @@ def factory(size: int = 400) -> Made:
 
 
 class Traced:
-    """Writes down each index that is read, whichever process reads it; may be slow, or kill its process."""
+    """Writes down each index that is read, whichever process reads it.
+
+    It may be slow. At the sample ``deadly`` a worker process ends, by itself or (``hangs``) when it is ended; only once
+    where a ``flag`` is given, which is a file.
+    """
 
     def __init__(
-        self, size: int, log: str, *, delay: float = 0.0, deadly: int = -1, flag: str = "", code: int = 0
+        self,
+        size: int,
+        log: str,
+        *,
+        delay: float = 0.0,
+        deadly: int = -1,
+        flag: str = "",
+        code: int = 0,
+        hangs: bool = False,
+        has_child: bool = False,
     ) -> None:
-        self.size, self.log, self.delay, self.deadly, self.flag, self.code = size, Path(log), delay, deadly, flag, code
+        self.size, self.log, self.delay = size, Path(log), delay
+        self.deadly, self.flag, self.code, self.hangs, self.has_child = deadly, flag, code, hangs, has_child
 
     def __len__(self) -> int:
         return self.size
@@ -65,6 +79,13 @@ class Traced:
         return np.full(200, index, np.int64), f"text {index}"
 
     def _end(self) -> None:
+        if self.has_child:
+            if not (child := os.fork()):  # it has all that its parent has open
+                time.sleep(100)
+                os._exit(0)
+            Path(self.flag).write_text(str(child))
+        if self.hangs:
+            time.sleep(1000)
         if self.code:
             os._exit(self.code)
         os.kill(os.getpid(), signal.SIGKILL)

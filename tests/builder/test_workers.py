@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import signal
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,12 +128,77 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "cause"), [(0, r"by signal 9 \(Killed\)"), (3, "with exit code 3")])
-def test_a_worker_that_always_dies_is_an_error_that_names_the_shard(code, cause, tmp_path):
+def test_a_worker_that_always_dies_is_an_error_that_names_the_sample(code, cause, tmp_path):
     dataset = Traced(600, str(tmp_path / "log"), deadly=311, code=code)
-    with pytest.raises(WorkerDiedError, match=rf"ended {cause} while it built shard \d{{5}}, 3 times"):
+    with pytest.raises(WorkerDiedError, match=rf"ended {cause} while it read sample 311, 3 times over shard \d{{5}}"):
         build(dataset, tmp_path / "c", num_workers=2)
     assert not (tmp_path / "c").exists()
     assert not multiprocessing.active_children()
+
+
+def test_a_dataset_that_ends_the_process_which_makes_it_is_told(tmp_path, leaves_nothing):
+    def make() -> Any:
+        if os.environ["SHARDCACHE_TEST_PARENT"] != str(os.getpid()):
+            os._exit(7)
+        return Made(600, mixed)
+
+    with pytest.raises(WorkerDiedError, match=r"with exit code 7 before it read a sample, 3 times over shard \d{5}"):
+        build(make, tmp_path / "c", num_workers=2)
+    leaves_nothing()
+
+
+def test_a_worker_whose_death_another_process_hides_is_noticed(tmp_path):
+    """Its own child has inherited its end of the pipe, so the pipe does not say that it is gone."""
+    flag = tmp_path / "was killed"
+    dataset = Traced(600, str(tmp_path / "log"), deadly=311, flag=str(flag), has_child=True)
+    build(dataset, tmp_path / "c", num_workers=2)
+    os.kill(int(flag.read_text()), signal.SIGKILL)  # it is still there
+
+
+def test_a_sample_that_hangs_is_ended_and_read_again(tmp_path):
+    undisturbed = build(Traced(600, str(tmp_path / "log")), tmp_path / "a", num_workers=2)
+    flag = tmp_path / "hung"
+    dataset = Traced(600, str(tmp_path / "log"), deadly=311, flag=str(flag), hangs=True)
+    build(dataset, tmp_path / "b", num_workers=2, sample_timeout=1)
+    assert flag.exists()
+    assert digests(tmp_path / "b") == digests(undisturbed.path)
+
+
+def test_a_sample_that_always_hangs_is_an_error_that_names_it(tmp_path):
+    dataset = Traced(600, str(tmp_path / "log"), deadly=311, hangs=True)
+    with pytest.raises(SampleError, match=r"dataset\[311\] did not return within 0.5 s \(sample_timeout\).*3 times"):
+        build(dataset, tmp_path / "c", num_workers=1, sample_timeout=0.5)
+    assert not (tmp_path / "c").exists()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_worker_is_replaced_after_so_many_shards(each, expected, tmp_path):
+    log = tmp_path / "log"
+    cache = build(Traced(600, str(log)), tmp_path / "a", num_workers=2, max_shards_per_worker=each)
+    workers = {line.split()[1] for line in log.read_text().splitlines()} - {str(os.getpid())}
+    shards = len(cache.manifest.shards)
+    assert shards > 2 * each
+    assert -(-shards // each) <= len(workers) <= -(-shards // each) + 1
+    build(factory(), tmp_path / "b", num_workers=2, max_shards_per_worker=each)
+    assert digests(tmp_path / "b") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"num_workers": -1}, "num_workers must be 0 or more, was -1"),
+        ({"num_workers": 1, "sample_timeout": 0}, "sample_timeout must be a number of seconds above 0, was 0"),
+        ({"num_workers": 1, "sample_timeout": "5"}, "sample_timeout must be a number of seconds above 0, was '5'"),
+        ({"num_workers": 1, "max_shards_per_worker": 0}, "max_shards_per_worker must be 1 or more, was 0"),
+        ({"sample_timeout": 5}, "sample_timeout= needs num_workers=1 or more"),
+        ({"max_shards_per_worker": 5}, "max_shards_per_worker= needs num_workers=1 or more"),
+    ],
+)
+def test_an_option_of_workers_that_has_no_sense_is_refused(options, what, tmp_path, leaves_nothing):
+    with pytest.raises(UsageError, match=what):
+        build(factory(), tmp_path / "c", **options)
+    leaves_nothing()
 
 
 def test_an_error_in_a_worker_ends_the_others_and_brings_its_traceback(tmp_path):

@@ -1,0 +1,44 @@
+"""Who builds the shards: this process or worker processes. The bytes are the same."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from shardcache.builder.pool import Pool
+from shardcache.builder.shards import Report, ShardRecord, build_shard
+from shardcache.builder.source import Source
+from shardcache.builder.work import Work
+from shardcache.errors import UsageError
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """How a build is run; nothing of it changes the result."""
+
+    num_workers: int = 0
+    sample_timeout: float | None = None
+    max_shards_per_worker: int | None = None
+
+    def check(self) -> None:
+        """:class:`UsageError` where an option has no sense."""
+        if type(self.num_workers) is not int or self.num_workers < 0:
+            raise UsageError(f"num_workers must be 0 or more, was {self.num_workers!r}")
+        seconds, shards = self.sample_timeout, self.max_shards_per_worker
+        if seconds is not None and (type(seconds) not in (int, float) or not seconds > 0):
+            raise UsageError(f"sample_timeout must be a number of seconds above 0, was {seconds!r}")
+        if shards is not None and not (type(shards) is int and shards > 0):
+            raise UsageError(f"max_shards_per_worker must be 1 or more, was {shards!r}")
+        for name in ("sample_timeout", "max_shards_per_worker"):
+            if getattr(self, name) is not None and not self.num_workers:
+                raise UsageError(f"{name}= needs num_workers=1 or more: only a process of its own can be ended")
+
+    def build(
+        self, work: Work, source: Source, shards: Sequence[int], report: Callable[[Report], None]
+    ) -> Iterator[ShardRecord]:
+        """Build ``shards``, in whatever order they are done. ``source`` is that of this process."""
+        if self.num_workers:
+            source.kept.clear()
+            pool = Pool(work, self.num_workers, self.sample_timeout, self.max_shards_per_worker)
+            yield from pool.build(shards, report)
+        else:
+            for number in shards:
+                yield build_shard(source, work.plan, number, work.directory, report)
