@@ -1,7 +1,6 @@
 """Rows -> the stored values of a block."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from shardcache.errors import BuildError, SampleError, ShardCacheError, UnsupportedTypeError
 from shardcache.format import block, columns, compression
@@ -9,17 +8,18 @@ from shardcache.format.block import Place
 from shardcache.format.columns import Encoded
 from shardcache.format.nested import Refused
 from shardcache.format.schema import Column
+from shardcache.format.split import Values
 
 MAX_VALUE_BYTES = (1 << 32) - (1 << 20)  # what one LMDB value holds, with room for its page headers
 
 
-def encode_columns(schema: Sequence[Column], rows: list[list[Any]], indices: Sequence[int]) -> list[Encoded | None]:
-    """Each column of a block; ``rows`` has one list of values a sample, ``indices`` the samples' source indices.
+def encode_columns(schema: Sequence[Column], parts: Sequence[Values], indices: Sequence[int]) -> list[Encoded | None]:
+    """Each column of a block; ``parts`` has the values of each, ``indices`` the samples' source indices.
 
     Raises :class:`UnsupportedTypeError` with the sample's index, the column and the type.
     """
     encoded = []
-    for column, values in zip(schema, zip(*rows, strict=True), strict=True):
+    for column, values in zip(schema, parts, strict=True):
         try:
             encoded.append(columns.encode(column, values))
         except Exception as error:
@@ -28,9 +28,9 @@ def encode_columns(schema: Sequence[Column], rows: list[list[Any]], indices: Seq
     return encoded
 
 
-def _error(column: Column, values: Sequence[Any], indices: Sequence[int], error: Exception) -> ShardCacheError:
+def _error(column: Column, values: Values, indices: Sequence[int], error: Exception) -> ShardCacheError:
     """What to raise for a block that cannot be encoded: the error of its first sample that cannot be."""
-    for index, value in zip(indices, values, strict=True):
+    for index, value in zip(indices, values or (), strict=True):
         try:
             columns.encode(column, [value])
         except Refused as refused:
@@ -55,9 +55,9 @@ class BlockEncoder:
         self.stored_bytes = [0] * len(schema)
         self.index = bytearray()
 
-    def encode(self, number: int, rows: list[list[Any]], indices: Sequence[int]) -> Iterator[tuple[bytes, bytearray]]:
+    def encode(self, number: int, parts: Sequence[Values], indices: Sequence[int]) -> Iterator[tuple[bytes, bytearray]]:
         """The pairs of the shard's block ``number``, keys ascending."""
-        encoded = encode_columns(self._schema, rows, indices)
+        encoded = encode_columns(self._schema, parts, indices)
         for position, one in enumerate(encoded):
             self.index.append(columns.NO_VALUE if one is None else one.form)
             if one is None:

@@ -8,10 +8,10 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from shardcache.builder import codecs
 from shardcache.builder.encode import encode_columns
@@ -21,7 +21,8 @@ from shardcache.errors import ShardCacheWarning, UsageError
 from shardcache.format import compression, manifest, nested, spec
 from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Permutation, derive
-from shardcache.format.schema import Column, Node, splitter
+from shardcache.format.schema import Column
+from shardcache.format.split import Values, block_splitter
 
 _PROBE_SAMPLES = 128
 _PROBE_BYTES = 32 << 20
@@ -59,15 +60,15 @@ def draw_up(source: Source, options: Options) -> Manifest:
     """
     indices, samples = _read_probe(source)
     structure, columns = infer(samples)
-    rows = _split(structure, samples)
+    parts = block_splitter(structure)(samples)
     if options.layout == "source":
-        _warn_of_sorted(columns, [row for _, row in sorted(zip(indices, rows, strict=True), key=itemgetter(0))])
-    encoded = encode_columns(columns, rows, indices)
+        _warn_of_sorted(columns, parts, np.argsort(indices))
+    encoded = encode_columns(columns, parts, indices)
     sizes = [len(one.body) + sum(map(len, one.large_rows.values())) if one else 0 for one in encoded]
     row_bytes = max(1, sum(sizes) / len(samples))
     per_block = rows_per_block(source.samples, row_bytes, options.block_bytes)
     bodies = [b"".join([one.body, *one.large_rows.values()]) if one else b"" for one in encoded]
-    chosen = _with_codecs(columns, rows, per_block, options)
+    chosen = _with_codecs(columns, parts, per_block, options)
     plan = Manifest(
         format=spec.FORMAT_NAME,
         version=spec.FORMAT_VERSION,
@@ -121,17 +122,8 @@ def _size(sample: Any, depth: int = 0) -> int:
     return int(sample.nbytes) if nested.leaf_type(sample) in ("array", "tensor") else 8
 
 
-def _split(structure: Node, samples: Sequence[Any]) -> list[list[Any]]:
-    split, rows = splitter(structure), []
-    for sample in samples:
-        values: list[Any] = []
-        split(sample, values)
-        rows.append(values)
-    return rows
-
-
 def _with_codecs(
-    columns: Sequence[Column], rows: list[list[Any]], rows_per_block: int, options: Options
+    columns: Sequence[Column], parts: Sequence[Values], rows_per_block: int, options: Options
 ) -> tuple[Column, ...]:
     """The columns with a codec each: as asked for, or chosen from what real blocks come to."""
     given = {str(key): codec for key, codec in options.codec.items()} if isinstance(options.codec, Mapping) else {}
@@ -142,11 +134,10 @@ def _with_codecs(
         raise UsageError(f"codec for {unknown[0]!r}: there is no such column; the columns are {known}")
     default = "auto" if isinstance(options.codec, Mapping) else options.codec
     chosen = []
-    for position, column in enumerate(columns):
+    for column, values in zip(columns, parts, strict=True):
         codec = given.get(column.name, default)
         if codec == "auto":
-            values = [row[position] for row in rows]
-            codec, why = codecs.choose(column, values, rows_per_block)
+            codec, why = codecs.choose(column, values or (), rows_per_block)
         else:
             level = compression.parse_codec(codec)
             codec, why = "none" if level is None else f"zstd:{level}", "as asked for"
@@ -154,12 +145,12 @@ def _with_codecs(
     return tuple(chosen)
 
 
-def _warn_of_sorted(columns: Sequence[Column], rows: list[list[Any]]) -> None:
+def _warn_of_sorted(columns: Sequence[Column], parts: Sequence[Values], order: "np.ndarray[Any, Any]") -> None:
     """Labels that rise through the source make poor batches in its order, whatever the buffer: say so."""
-    for position, column in enumerate(columns):
-        values = [row[position] for row in rows]
-        if column.type != "int" or not all(type(value) is int for value in values):
+    for column, part in zip(columns, parts, strict=True):
+        if part is None or column.type != "int" or not all(type(value) is int for value in part):
             continue
+        values = [part[position] for position in order]
         different = len(set(values))
         if 1 < different <= len(values) // 2 and values == sorted(values):
             warnings.warn(

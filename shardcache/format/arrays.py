@@ -1,6 +1,8 @@
 """Arrays, NumPy scalars and tensors <-> their items in C order."""
 
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,15 @@ def array_bytes(value: "np.ndarray[Any, Any]") -> bytes:
         raw[:, slice(0, -10) if dtypes.is_swapped(value.dtype.str) else slice(10, None)] = 0
         return raw.tobytes()
     return value.tobytes()
+
+
+def arrays_bytes(values: "Sequence[np.ndarray[Any, Any]]") -> bytes:
+    """The items of arrays of one dtype, one array after the other."""
+    if values[0].dtype.char not in "gG":
+        with suppress(TypeError, ValueError):  # items that are not in C order, or dates
+            buffers: Sequence[Any] = values
+            return b"".join(buffers)
+    return b"".join(map(array_bytes, values))
 
 
 def scalar_bytes(value: "np.generic") -> bytes:
@@ -32,6 +43,16 @@ def tensor_bytes(value: Any) -> bytes:
     flat = plain.reshape(-1).as_strided((plain.numel(),), (1,))  # one item is contiguous whatever its stride
     raw: bytes = flat.view(torch.uint8).numpy().tobytes()
     return raw
+
+
+def tensors_bytes(values: Sequence[Any]) -> bytes:
+    """The items of tensors of one dtype and shape, one after the other."""
+    import torch
+
+    if len({value.device for value in values}) > 1:
+        return b"".join(map(tensor_bytes, values))
+    with torch.no_grad():
+        return tensor_bytes(torch.stack(list(values)))
 
 
 def decode_array(type_: str, name: str, shape: list[int] | tuple[int, ...], data: Any) -> Any:

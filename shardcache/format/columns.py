@@ -14,13 +14,14 @@ import numpy as np
 
 from shardcache.errors import ShardCacheError
 from shardcache.format import dtypes, nested, spec
-from shardcache.format.arrays import array_bytes, decode_array, scalar_bytes, tensor_bytes
+from shardcache.format.arrays import array_bytes, arrays_bytes, decode_array, scalar_bytes, tensor_bytes, tensors_bytes
 from shardcache.format.images import decode_image, encode_image
 from shardcache.format.nested import Refused
 from shardcache.format.schema import ABSENT, Column
 
 MASKED = 0x10
 NO_VALUE = 0xFF
+_NO_VALUES = frozenset((type(None), type(ABSENT)))
 
 
 class Form(enum.IntEnum):
@@ -45,11 +46,13 @@ class Encoded:
     large_rows: dict[int, bytes]
 
 
-def encode(column: Column, values: Sequence[Any]) -> Encoded | None:
+def encode(column: Column, values: Sequence[Any] | None) -> Encoded | None:
     """The body of a column, None where no row has a value. :class:`Refused` names the row in ``path``."""
-    present = [value for value in values if is_value(value)]
-    mask, flag = b"", 0
-    if len(present) < len(values):
+    if values is None:
+        return None
+    present, mask, flag = values, b"", 0
+    if not _NO_VALUES.isdisjoint(map(type, values)):
+        present = [value for value in values if is_value(value)]
         if not present and all(value is ABSENT for value in values):
             return None
         states = bytes(2 if value is ABSENT else 1 if value is None else 0 for value in values)
@@ -58,12 +61,12 @@ def encode(column: Column, values: Sequence[Any]) -> Encoded | None:
         return Encoded(Form.EMPTY | flag, mask, {})
     form, sizes, rows = _encode_rows(column, present)
     if form == Form.FIXED:
-        return Encoded(form | flag, mask + rows[0], {})
+        return Encoded(form | flag, mask + rows[0] if mask else rows[0], {})
     large = {}
-    if len(values) > 1:
+    if len(values) > 1 and max(map(len, rows)) > spec.LARGE_ROW_BYTES:
         places = [number for number, value in enumerate(values) if is_value(value)]
         large = {places[k]: row for k, row in enumerate(rows) if len(row) > spec.LARGE_ROW_BYTES}
-    small = [row for row in rows if not large or len(row) <= spec.LARGE_ROW_BYTES]
+    small = [row for row in rows if len(row) <= spec.LARGE_ROW_BYTES] if large else rows
     return Encoded(form | flag, b"".join([mask, sizes.tobytes(), *small]), large)
 
 
@@ -72,36 +75,35 @@ def is_value(value: Any) -> bool:
     return value is not None and value is not ABSENT
 
 
-def _encode_rows(column: Column, values: list[Any]) -> tuple[Form, "np.ndarray[Any, Any]", list[bytes]]:
+def _encode_rows(column: Column, values: Sequence[Any]) -> tuple[Form, "np.ndarray[Any, Any]", list[bytes]]:
     """(form, sizes, rows); a fixed body is the only row."""
     none = np.empty(0, np.uint64)
     if column.type in ("int", "float", "bool", "scalar") and (body := _fixed_scalars(column, values)) is not None:
         return Form.FIXED, none, [body]
     if column.type in ("array", "tensor") and _all_are(column, values):
-        if all(value.shape == column.shape for value in values):
+        if {value.shape for value in values} == {column.shape}:
             return Form.FIXED, none, [_fixed_arrays(column, values)]
         to_bytes = array_bytes if column.type == "array" else tensor_bytes
         shapes = np.array([value.shape for value in values], np.uint64).reshape(len(values), len(column.shape))
         return Form.RAGGED, shapes, [to_bytes(value) for value in values]
     if column.type in ("str", "bytes", "image") and (rows := _byte_rows(column.type, values)) is not None:
-        return Form.RAGGED, np.array([len(row) for row in rows], np.uint64), rows
+        return Form.RAGGED, np.array(list(map(len, rows)), np.uint64), rows
     rows = []
     for number, value in enumerate(values):
         try:
             rows.append(nested.encode(value))
         except Refused as error:
             raise Refused(error.what, f"{number}{error.path}") from None
-    return Form.NESTED, np.array([len(row) for row in rows], np.uint64), rows
+    return Form.NESTED, np.array(list(map(len, rows)), np.uint64), rows
 
 
-def _fixed_scalars(column: Column, values: list[Any]) -> bytes | None:
+def _fixed_scalars(column: Column, values: Sequence[Any]) -> bytes | None:
     dtype = np.dtype(column.dtype)
     if column.type == "scalar":
         if not all(isinstance(value, np.generic) and value.dtype == dtype for value in values):
             return None
-        return b"".join(scalar_bytes(value) for value in values)
-    cls = {"int": int, "float": float, "bool": bool}[column.type]
-    if not all(type(value) is cls for value in values):
+        return b"".join(map(scalar_bytes, values))
+    if set(map(type, values)) != {_PLAIN[column.type]}:
         return None
     try:
         return np.array(values, dtype).tobytes()
@@ -109,35 +111,33 @@ def _fixed_scalars(column: Column, values: list[Any]) -> bytes | None:
         return None
 
 
-def _all_are(column: Column, values: list[Any]) -> bool:
+_PLAIN = {"int": int, "float": float, "bool": bool}
+
+
+def _all_are(column: Column, values: Sequence[Any]) -> bool:
     dimensions = len(column.shape)
     if column.type == "array":
-        dtype = np.dtype(column.dtype)
-        return all(
-            type(value) in (np.ndarray, np.memmap) and value.dtype == dtype and value.ndim == dimensions
-            for value in values
-        )
+        is_array = {np.ndarray, np.memmap}.issuperset(map(type, values))
+        return is_array and {(value.dtype, value.ndim) for value in values} == {(np.dtype(column.dtype), dimensions)}
     wanted = dtypes.tensor_dtype(column.dtype)
     return all(
         nested.leaf_type(value) == "tensor" and value.dtype == wanted and value.ndim == dimensions for value in values
     )
 
 
-def _fixed_arrays(column: Column, values: list[Any]) -> bytes:
-    if column.type == "tensor":
-        return b"".join([tensor_bytes(value) for value in values])
-    return b"".join([array_bytes(value) for value in values])
+def _fixed_arrays(column: Column, values: Sequence[Any]) -> bytes:
+    return tensors_bytes(values) if column.type == "tensor" else arrays_bytes(values)
 
 
-def _byte_rows(type_: str, values: list[Any]) -> list[bytes] | None:
-    if not all(nested.leaf_type(value) == type_ for value in values):
+def _byte_rows(type_: str, values: Sequence[Any]) -> list[bytes] | None:
+    if type_ == "image":
+        return list(map(encode_image, values)) if {"image"}.issuperset(map(nested.leaf_type, values)) else None
+    if set(map(type, values)) != {str if type_ == "str" else bytes}:
         return None
-    if type_ == "str":
-        try:
-            return [value.encode() for value in values]
-        except UnicodeEncodeError:
-            return None
-    return values if type_ == "bytes" else [encode_image(value) for value in values]
+    try:
+        return list(map(str.encode, values)) if type_ == "str" else list(values)
+    except UnicodeEncodeError:
+        return None
 
 
 Array = np.ndarray[Any, Any]
