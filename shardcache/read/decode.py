@@ -13,6 +13,9 @@ from shardcache.format.schema import ABSENT
 from shardcache.read.fields import Field
 
 MODES = {"rgb8": "RGB", "rgba8": "RGBA", "gray8": "L", "pil": None}  # Pillow's mode; None: as it is
+# Of Pillow's formats those that only decode. Others are not for bytes from anywhere: of EPS it makes an image by running
+# Ghostscript, a programming language, on it.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
 _DEEP = ("I", "F")  # with I;16 and its like: more than 8 bits, which convert() would cut off
 
 
@@ -25,9 +28,11 @@ class Decoder:
         if kind not in MODES:
             raise UsageError(f"decode for {field.name!r}: must be {', '.join(map(repr, MODES))}, was {kind!r}")
         try:
-            import PIL  # noqa: F401
+            from PIL import Image
         except ImportError:
             raise MissingExtraError("decode= needs Pillow: pip install 'shardcache[images]'") from None
+        Image.init()
+        self._formats = [name for name in FORMATS if name in Image.OPEN]
         self._name, self._mode = field.name, MODES[kind]
 
     def all(self, values: Sequence[Any], sources: Integers) -> list[Any]:
@@ -45,7 +50,7 @@ class Decoder:
     def _decoded(self, value: Any) -> Any:
         from PIL import Image
 
-        image = Image.open(io.BytesIO(value)) if isinstance(value, bytes) else value
+        image = Image.open(io.BytesIO(value), formats=self._formats) if isinstance(value, bytes) else value
         if self._mode is None:
             image.load()
             return image

@@ -1,6 +1,7 @@
 """Files of images, decoded when they are read."""
 
 import io
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from torch.utils.data import DataLoader
 
 import shardcache
 from shardcache import CachedDataset, MissingExtraError, SampleError, UsageError
+from shardcache.read.decode import FORMATS
 
 Image = pytest.importorskip("PIL.Image")
+EpsImagePlugin = pytest.importorskip("PIL.EpsImagePlugin")
 
 SHAPES = {"rgb8": (3, 5, 4), "rgba8": (4, 5, 4), "gray8": (1, 5, 4)}
 
@@ -104,6 +107,35 @@ def test_what_is_no_image_names_the_sample_and_the_column(tmp_path: Path):
             list(ds)
         with pytest.raises(SampleError, match="sample 10, column 'image'"):
             list(DataLoader(ds, batch_size=None, num_workers=2))
+
+
+def test_what_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow gives PostScript to Ghostscript, found on the PATH."""
+    ran, tool = tmp_path / "ran", tmp_path / "bin" / "gs"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it has not been looked for yet
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(OSError, match="Unable to locate Ghostscript|cannot identify"):
+        Image.open(io.BytesIO(program)).load()
+    assert ran.exists(), "by itself, Pillow runs it"
+    ran.unlink()
+    shardcache.build([program] * 3, tmp_path / "cache", progress=False)
+    for kind in ("rgb8", "pil"):
+        with pytest.raises(SampleError, match="cannot be decoded: cannot identify"):
+            list(CachedDataset(tmp_path / "cache", batch_size=2, decode={"sample": kind}, order="stored"))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_usual_format_is_decoded(tmp_path: Path, format_: str):
+    out = io.BytesIO()
+    picture(1).save(out, format_)
+    shardcache.build([out.getvalue()] * 3, tmp_path / "cache", progress=False)
+    for batch in CachedDataset(tmp_path / "cache", batch_size=3, decode={"sample": "rgb8"}, order="stored"):
+        assert batch.shape == (3, 3, 5, 4)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
