@@ -33,6 +33,8 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
+_MIX1_WORD, _MIX2_WORD, _HALF = np.uint64(_MIX1), np.uint64(_MIX2), np.uint64(32)
+_FEW = 8  # up to so many words are quicker one by one than as an array
 
 
 def mix(word: int) -> int:
@@ -102,17 +104,21 @@ class Permutation:
         if self.length <= 1:
             return index if isinstance(index, int) else index.copy()
         if isinstance(index, int):
-            word = self._int_rounds(index, rounds)
-            while word >= self.length:
-                word = self._int_rounds(word, rounds)
-            return word
+            return self._walk_back(self._int_rounds(index, rounds), rounds)
         words = self._array_rounds(index.astype(np.uint64), rounds)
         outside = np.flatnonzero(words >= self.length)
-        while len(outside):
+        while len(outside) > _FEW:
             walked = self._array_rounds(words[outside], rounds)
             words[outside] = walked
             outside = outside[walked >= self.length]
+        for place in outside.tolist():
+            words[place] = self._walk_back(int(words[place]), rounds)
         return words.view(np.int64)
+
+    def _walk_back(self, word: int, rounds: range) -> int:
+        while word >= self.length:
+            word = self._int_rounds(word, rounds)
+        return word
 
     def _int_rounds(self, word: int, rounds: range) -> int:
         high, low = word >> self._low_bits, word & self._low_mask
@@ -126,20 +132,23 @@ class Permutation:
         return high << self._low_bits | low
 
     def _array_rounds(self, words: _Words, rounds: range) -> _Words:
-        high, low = words >> np.uint64(self._low_bits), words & np.uint64(self._low_mask)
+        low_bits, low_mask = np.uint64(self._low_bits), np.uint64(self._low_mask)
+        high_mask = np.uint64(self._high_mask)
+        high, low = words >> low_bits, words & low_mask
         for number in rounds:
             if number % 2 == 0:
-                high ^= self._array_round(low, number) & np.uint64(self._high_mask)
+                high ^= self._array_round(low, number, high_mask)
             else:
-                low ^= self._array_round(high, number) & np.uint64(self._low_mask)
-        high <<= np.uint64(self._low_bits)
+                low ^= self._array_round(high, number, low_mask)
+        high <<= low_bits
         high |= low
         return high
 
-    def _array_round(self, half: _Words, number: int) -> _Words:
+    def _array_round(self, half: _Words, number: int, mask: np.uint64) -> _Words:
         word = half ^ np.uint64(self._keys[number])
-        word *= np.uint64(_MIX1)
-        word ^= word >> np.uint64(32)
-        word *= np.uint64(_MIX2)
-        word >>= np.uint64(32)
+        word *= _MIX1_WORD
+        word ^= word >> _HALF
+        word *= _MIX2_WORD
+        word >>= _HALF
+        word &= mask
         return word

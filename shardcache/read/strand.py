@@ -9,6 +9,7 @@ from shardcache.read.geometry import Flags, Geometry, Pieces
 
 _BLOCK_ORDER, _DELAYS = 3, 4
 _TIE_BITS = 20
+_WINDOW = 4096  # rows, about: so many that the cost of NumPy's calls is small beside that of the rows
 
 
 class Rows(NamedTuple):
@@ -54,10 +55,11 @@ class Strand:
         self._order = Permutation(self._blocks, derive(key, _BLOCK_ORDER))
         self._reach = span + geometry.rows_per_block
         self._starts: _EvenStarts | _UnevenStarts = self._even() if geometry.is_even else self._uneven()
-        self._window = max(self._reach, 4096)
+        keys = self._starts.total + self._reach
+        self._window = max(self._reach, -(-keys // max(1, round(keys / _WINDOW))))  # all equal: none is a small rest
         self._next = max(0, start - geometry.rows_per_block)  # the key at which the next window starts
-        self._ready: list[Rows] = []
-        self._skip = start - self._rank(self._next)
+        self._taken = start - self._rank(self._next)  # rows of the window that were delivered
+        self._ready = self._next_window()
 
     def _even(self) -> "_EvenStarts":
         """All blocks are of one size but for those at the ends of pieces, of which this strand may have a part."""
@@ -98,9 +100,11 @@ class Strand:
 
     def _rank(self, key: int) -> int:
         """How many rows have a smaller key."""
+        if not key:
+            return 0
         places = self._starts.places(key - self._reach, key)
         if not len(places):
-            return self._starts.total if key else 0
+            return self._starts.total
         keys, *_ = self._keys(places)
         return int(self._starts.of(places[:1])[0]) + int((keys < np.uint64(key << _TIE_BITS)).sum())
 
@@ -123,14 +127,16 @@ class Strand:
 
     def take(self, count: int) -> Rows:
         """The next ``count`` rows."""
-        have = sum(len(rows.block) for rows in self._ready)
-        while not self._ready or have < count + self._skip:
-            window = self._next_window()
-            self._ready.append(window)
-            have += len(window.block)
-        rows = joined(self._ready).part(slice(self._skip, None))
-        self._skip, self._ready = 0, [rows.part(slice(count, None))]
-        return rows.part(slice(count))
+        parts = []
+        while (left := len(self._ready.block) - self._taken) < count:
+            if left > 0:
+                parts.append(self._ready.part(slice(self._taken, None)))
+                count -= left
+            self._taken = max(0, -left)
+            self._ready = self._next_window()
+        parts.append(self._ready.part(slice(self._taken, self._taken + count)))
+        self._taken += count
+        return joined(parts)
 
 
 class _EvenStarts:
