@@ -37,7 +37,7 @@ def shuffle_quality(dataset: CachedDataset, label: str | None = None) -> tuple[Q
     if label is not None:
         found = np.asarray(views.values(cache, [label])[0])
         _, labels = np.unique(found, return_inverse=True)
-    sources = cache.source_indices(cache.rows_of(np.arange(len(cache))))
+    sources = cache.indices_of(cache.rows_of(np.arange(len(cache))))
     places = np.empty(int(sources.max()) + 1, np.int64)
     places[sources] = np.arange(len(cache))
     ours = [[places[index] for index in dataset.order_of(epoch)] for epoch in (0, 1)]

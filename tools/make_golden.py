@@ -42,6 +42,7 @@ def main() -> None:
             print(f"{name}: stays as it is")
             continue
         cache = shardcache.build(samples(name), folder / name, if_exists="replace", progress=False, **options)
+        (folder / name / spec.PROVENANCE_NAME).unlink()
         print(cache)
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder.relative_to(ROOT)}: {total:,} bytes")

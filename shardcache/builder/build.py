@@ -14,6 +14,7 @@ from shardcache.builder.progress import Progress
 from shardcache.builder.provenance import provenance
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import Staging, storage_errors
+from shardcache.builder.tolerance import Tally, Tolerance
 from shardcache.builder.work import Work
 from shardcache.errors import CacheExistsError, UsageError
 from shardcache.format import compression, shard, spec
@@ -22,7 +23,7 @@ from shardcache.read.cache import Cache
 from shardcache.read.cache import open as open_cache
 
 if TYPE_CHECKING:
-    from shardcache.builder.shards import ShardRecord
+    from shardcache.builder.shards import Report, ShardRecord
 
 
 def build(
@@ -32,10 +33,13 @@ def build(
     kwargs: Mapping[str, Any] | None = None,
     layout: str = "shuffled",
     seed: int = 0,
+    shuffle_window: int | None = None,
     codec: str | Mapping[str, str] = "auto",
     num_workers: int = 0,
     sample_timeout: float | None = None,
     max_shards_per_worker: int | None = None,
+    on_error: str = "raise",
+    max_errors: int | None = None,
     if_exists: str = "error",
     block_bytes: int | None = None,
     progress: bool = True,
@@ -48,14 +52,21 @@ def build(
         path: the directory to be made. An existing one is never overwritten unasked.
         layout: ``"shuffled"``: rows lie in a seeded random order, so that every shard is a fair sample. ``"source"``:
             in the dataset's own order, for validation sets, sequences whose neighbours matter, and sources without
-            cheap random access.
-        seed: of the shuffled layout.
+            cheap random access. ``"window"``: in between, each window of ``shuffle_window`` samples that follow each
+            other in a random order.
+        seed: of the shuffled layout and of windows.
+        shuffle_window: samples of a window. Default: 64 MiB of them, at most 65,536.
         codec: ``"auto"`` (by column, from real rows), ``"zstd"``, ``"zstd:LEVEL"`` (negative ones too), ``"none"``, or
             a dict of these by column name; columns that are not named are ``"auto"``.
         num_workers: processes that read the dataset and write shards; 0 builds in this process. The result is the same
             to the bit. A worker that dies is replaced; the third time over one shard is an error.
         sample_timeout: seconds after which a worker that is still in ``dataset[i]`` is ended, as if it had died.
         max_shards_per_worker: after so many shards a worker is replaced by a new one, for datasets that leak memory.
+        on_error: what becomes of a sample for which ``dataset[i]`` raises, or that cannot be stored. ``"raise"``: it
+            ends the build; ``"skip"``: it is left out. Then ``len(cache)`` counts what was kept, ``cache[i]`` is the
+            i-th kept sample, ``cache.source_index(i)`` its index in the dataset, and ``cache.skipped_samples()`` says
+            what was left out and why.
+        max_errors: how many samples may be skipped; one more ends the build. Default: one in a hundred, at least 16.
         if_exists: ``"error"``; ``"open"``: return the cache that is there; ``"replace"``: build a new one, then swap.
         block_bytes: raw bytes of a block, the unit of reading, which has at most 1,024 rows. Default: 128 KiB, less in
             a small cache.
@@ -67,7 +78,7 @@ def build(
     Raises:
         UsageError: an argument is wrong.
         SourceError: the dataset is empty, its length or a sample cannot be read (the message has the index), or a
-            sample holds something that cannot be stored.
+            sample holds something that cannot be stored; with ``on_error="skip"``, too many are so.
         CacheExistsError: something is at ``path``.
         StorageError: the disk is full or may not be written.
         WorkerDiedError: worker processes died over the same shard; the message names the sample that they were at.
@@ -75,21 +86,23 @@ def build(
             and the same call continues there.
     """
     began = time.time()
-    options = Options(layout, seed, codec, block_bytes)
+    options = Options(layout, seed, codec, block_bytes, shuffle_window)
     options.check()
     engine = Engine(num_workers, sample_timeout, max_shards_per_worker)
     engine.check()
+    tolerance = Tolerance(on_error, max_errors)
+    tolerance.check()
     _check(if_exists)
     target = _target(path)
     if _is_taken(target, if_exists):
         return open_cache(target)
-    recipe = Recipe(dataset, kwargs)
-    source = Source(recipe())
+    recipe = Recipe(dataset, kwargs, tolerance)
+    source = recipe.source()
     with Staging(target) as staging:
         if _is_taken(target, if_exists):  # somebody finished it in the meantime
             return open_cache(target)
         plan = _stamped(draw_up(source, options))
-        records = staging.begin(plan)
+        records = staging.begin(plan, tolerance.skips)
         work = Work(recipe, plan, staging.directory)
         for record in _records(engine, work, source, records, progress):
             staging.keep(record)
@@ -104,7 +117,13 @@ def _records(
     plan = work.plan
     shards = [number for number in range(-(-plan.blocks // plan.blocks_per_shard)) if number not in done]
     rows = sum(plan.block_rows(number) for number in _blocks(plan, done))
-    with Progress(plan.samples, rows, progress) as report:
+    tally = Tally(work.recipe.tolerance, plan.samples, done.values())
+    with Progress(plan.samples, rows, progress) as show:
+
+        def report(progress: "Report") -> None:
+            show(progress)
+            tally.add(progress.skipped)
+
         yield from engine.build(work, source, shards, report)
 
 

@@ -45,7 +45,7 @@ def _error(column: Column, values: Values, indices: Sequence[int], error: Except
 
 
 class BlockEncoder:
-    """Turns the rows of one block after another into (key, stored value) pairs, and counts the bytes."""
+    """Turns the columns of one block after another into (key, stored value) pairs, and counts the bytes."""
 
     def __init__(self, schema: Sequence[Column], cache_id: bytes, shard: int) -> None:
         self._schema, self._cache_id, self._shard = schema, cache_id, shard
@@ -55,9 +55,8 @@ class BlockEncoder:
         self.stored_bytes = [0] * len(schema)
         self.index = bytearray()
 
-    def encode(self, number: int, parts: Sequence[Values], indices: Sequence[int]) -> Iterator[tuple[bytes, bytearray]]:
+    def seal(self, number: int, encoded: Sequence[Encoded | None]) -> Iterator[tuple[bytes, bytearray]]:
         """The pairs of the shard's block ``number``, keys ascending."""
-        encoded = encode_columns(self._schema, parts, indices)
         for position, one in enumerate(encoded):
             self.index.append(columns.NO_VALUE if one is None else one.form)
             if one is None:

@@ -17,15 +17,18 @@ from shardcache.builder import codecs
 from shardcache.builder.encode import encode_columns
 from shardcache.builder.infer import infer
 from shardcache.builder.source import Source
-from shardcache.errors import ShardCacheWarning, UsageError
+from shardcache.builder.tolerance import note, said, unencodable
+from shardcache.errors import SampleError, ShardCacheWarning, UsageError
 from shardcache.format import compression, manifest, nested, spec
 from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Permutation, derive
-from shardcache.format.schema import Column
+from shardcache.format.schema import Column, Node
 from shardcache.format.split import Values, block_splitter
 
 _PROBE_SAMPLES = 128
 _PROBE_BYTES = 32 << 20
+_WINDOW_BYTES = 64 << 20
+_MAX_WINDOW = 1 << 16
 _PROBE_STREAM = 0x50524F4245  # "PROBE"
 
 
@@ -36,11 +39,17 @@ class Options(msgspec.Struct, frozen=True):
     seed: int = 0
     codec: str | Mapping[str, str] = "auto"
     block_bytes: int | None = None
+    shuffle_window: int | None = None
 
     def check(self) -> None:
         """:class:`UsageError` where an option has no sense."""
-        if self.layout not in ("shuffled", "source"):
-            raise UsageError(f"layout must be 'shuffled' or 'source', was {self.layout!r}")
+        if self.layout not in ("shuffled", "source", "window"):
+            raise UsageError(f"layout must be 'shuffled', 'source' or 'window', was {self.layout!r}")
+        window = self.shuffle_window
+        if window is not None and (type(window) is not int or not 1 <= window <= spec.MAX_ROWS):
+            raise UsageError(f"shuffle_window must be a number of samples, 1 or more, was {window!r}")
+        if window is not None and self.layout != "window":
+            raise UsageError(f"shuffle_window is for layout='window', the layout was {self.layout!r}")
         if type(self.seed) is not int or not -(1 << 63) <= self.seed < 1 << 63:
             raise UsageError(f"seed must be an int of 64 bits, was {self.seed!r}")
         if self.block_bytes is not None and (type(self.block_bytes) is not int or not 1 <= self.block_bytes <= 1 << 30):
@@ -58,14 +67,14 @@ def draw_up(source: Source, options: Options) -> Manifest:
 
     What was read here is kept in ``source``, so that no sample is read twice.
     """
-    indices, samples = _read_probe(source)
-    structure, columns = infer(samples)
-    parts = block_splitter(structure)(samples)
-    if options.layout == "source":
+    probe = _read_probe(source)
+    structure, columns, parts = _understood(probe, source.tolerance.skips)
+    indices = list(probe)
+    if options.layout != "shuffled":
         _warn_of_sorted(columns, parts, np.argsort(indices))
     encoded = encode_columns(columns, parts, indices)
     sizes = [len(one.body) + sum(map(len, one.large_rows.values())) if one else 0 for one in encoded]
-    row_bytes = max(1, sum(sizes) / len(samples))
+    row_bytes = max(1, sum(sizes) / len(probe))
     per_block = rows_per_block(source.samples, row_bytes, options.block_bytes)
     bodies = [b"".join([one.body, *one.large_rows.values()]) if one else b"" for one in encoded]
     chosen = _with_codecs(columns, parts, per_block, options)
@@ -85,24 +94,52 @@ def draw_up(source: Source, options: Options) -> Manifest:
         columns=chosen,
         totals=(),
         shards=(),
+        window=_window(options, row_bytes),
     )
-    source.kept = dict(zip(indices, samples, strict=True))
+    source.kept = probe
     return msgspec.structs.replace(plan, cache_id=_cache_id(plan, bodies))
 
 
-def _read_probe(source: Source) -> tuple[list[int], list[Any]]:
-    """The first sample, the last, and others from everywhere; all of them in a small dataset."""
+def _read_probe(source: Source) -> dict[int, Any]:
+    """By index: the first sample, the last, and others from everywhere; all of them in a small dataset.
+
+    Samples that cannot be read are passed over where they are to be skipped, if not too many are.
+    """
     count = min(source.samples, max(16, min(_PROBE_SAMPLES, source.samples // 8)))
     spread = Permutation(source.samples, derive(0, _PROBE_STREAM))
-    order = dict.fromkeys([0, source.samples - 1, *(spread.forward(k) for k in range(count))])
-    indices, samples, volume = [], [], 0
-    for index in list(order)[:count]:
-        samples.append(source.read(index))
-        indices.append(index)
-        volume += _size(samples[-1])
-        if volume > _PROBE_BYTES:
+    order = dict.fromkeys([0, source.samples - 1, *map(spread.forward, range(min(source.samples, 2 * count)))])
+    probe: dict[int, Any] = {}
+    errors, volume = [], 0
+    for index in order:
+        try:
+            probe[index] = source.read(index)
+        except SampleError as error:
+            if not source.tolerance.skips:
+                raise
+            errors.append(note(index, error))
+            continue
+        volume += _size(probe[index])
+        if len(probe) == count or volume > _PROBE_BYTES:
             break
-    return indices, samples
+    if not probe:
+        raise SampleError(f"none of the {len(errors)} samples that were tried could be read: {said(errors)}")
+    return probe
+
+
+def _understood(probe: dict[int, Any], skips: bool) -> tuple[Node, tuple[Column, ...], list[Values]]:
+    """Structure, columns and values of the probe; what cannot be stored is taken out of it where it is skipped."""
+    while True:
+        indices, samples = list(probe), list(probe.values())
+        structure, columns = infer(samples)
+        split = block_splitter(structure)
+        bad = unencodable(columns, split, samples, indices) if skips else {}
+        for place in bad:
+            del probe[indices[place]]
+        if not probe:
+            errors = [note(indices[place], error) for place, error in bad.items()]
+            raise SampleError(f"none of the {len(bad)} samples that were tried can be stored: {said(errors)}")
+        if not bad:
+            return structure, columns, split(samples)
 
 
 def _size(sample: Any, depth: int = 0) -> int:
@@ -154,11 +191,17 @@ def _warn_of_sorted(columns: Sequence[Column], parts: Sequence[Values], order: "
         different = len(set(values))
         if 1 < different <= len(values) // 2 and values == sorted(values):
             warnings.warn(
-                f"column {column.name!r} is sorted in the source: with layout='source' a shuffle buffer sees few of "
+                f"column {column.name!r} is sorted in the source: in that order a shuffle buffer sees few of "
                 "its values at a time; layout='shuffled' (the default) mixes them fully",
                 ShardCacheWarning,
                 stacklevel=4,
             )
+
+
+def _window(options: Options, row_bytes: float) -> int | msgspec.UnsetType:
+    if options.layout != "window":
+        return msgspec.UNSET
+    return options.shuffle_window or max(1, min(_MAX_WINDOW, int(_WINDOW_BYTES / row_bytes)))
 
 
 def rows_per_block(samples: int, row_bytes: float, block_bytes: int | None) -> int:

@@ -8,10 +8,12 @@ import numpy as np
 
 from shardcache.builder.encode import BlockEncoder
 from shardcache.builder.source import Source
+from shardcache.builder.tolerance import Block, merged, note
 from shardcache.format import block, spec
 from shardcache.format.block import Place
 from shardcache.format.manifest import ColumnTotals, Manifest
 from shardcache.format.pages import ShardSeal
+from shardcache.format.provenance import SkipNote
 from shardcache.format.shard import ShardWriter
 from shardcache.format.split import block_splitter
 
@@ -20,19 +22,22 @@ _ROWS_AT_ONCE = 1 << 15
 
 
 class ShardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the manifest will say of a finished shard."""
+    """What the manifest will say of a finished shard; ``skipped`` are rows of the cache, ``notes`` say why."""
 
     number: int
     seal: ShardSeal
     totals: tuple[ColumnTotals, ...]
+    skipped: tuple[int, ...] = ()
+    notes: tuple[SkipNote, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Progress since the last report: samples read, bytes before and after compression."""
+    """Progress since the last report: samples read, bytes before and after compression, what was skipped."""
 
     samples: int
     raw_bytes: int
     stored_bytes: int
+    skipped: tuple[SkipNote, ...] = ()
 
 
 def build_shard(
@@ -42,20 +47,38 @@ def build_shard(
     cache_id = bytes.fromhex(plan.cache_id)
     encoder = BlockEncoder(plan.columns, cache_id, number)
     split = block_splitter(plan.structure)
+    known = _skipped_rows(plan, number)
+    skipped: list[int] = []
+    notes: tuple[SkipNote, ...] = ()
     path = directory / spec.shard_name(number)
     path.unlink(missing_ok=True)  # what a worker left that was killed at it
     with ShardWriter(path) as writer:
         for local, indices in enumerate(_shard_indices(plan, number)):
+            first = (number * plan.blocks_per_shard + local) * plan.rows_per_block
+            samples = Block(indices, source.tolerance.skips)
+            samples.read(source.read, {row - first for row in known} if known else ())
             before = sum(encoder.raw_bytes), sum(encoder.stored_bytes)
-            for key, value in encoder.encode(local, split([source.read(index) for index in indices]), indices):
+            for key, value in encoder.seal(local, samples.encoded(plan.columns, split)):
                 writer.put(key, value)
             raw, stored = sum(encoder.raw_bytes) - before[0], sum(encoder.stored_bytes) - before[1]
-            report(Report(len(indices), raw, stored))
+            new = tuple(note(indices[place], error) for place, error in sorted(samples.errors.items()))
+            skipped += [first + place for place in sorted(samples.errors)]
+            notes = merged([*notes, *new]) if new else notes
+            report(Report(len(indices), raw, stored, new))
         place = Place(cache_id, number, spec.INDEX_KEY)
         writer.put(spec.INDEX_KEY, block.seal(bytes(encoder.index), _INDEX_LEVEL, place))
         seal = writer.finish()
     totals = zip(encoder.forms, encoder.raw_bytes, encoder.stored_bytes, strict=True)
-    return ShardRecord(number, seal, tuple(ColumnTotals(tuple(sorted(forms)), raw, st) for forms, raw, st in totals))
+    summed = tuple(ColumnTotals(tuple(sorted(forms)), raw, st) for forms, raw, st in totals)
+    return ShardRecord(number, seal, summed, tuple(skipped), notes)
+
+
+def _skipped_rows(plan: Manifest, number: int) -> list[int]:
+    """The rows of a shard that were skipped when it was built before: a repair does not read them."""
+    rows, size = plan.skipped_rows(), plan.blocks_per_shard * plan.rows_per_block
+    first, end = np.searchsorted(rows, [number * size, (number + 1) * size])
+    found: list[int] = rows[first:end].tolist()
+    return found
 
 
 def source_indices(plan: Manifest, number: int) -> list[int]:

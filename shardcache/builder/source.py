@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shardcache.builder.tolerance import Tolerance
 from shardcache.errors import SampleError, SourceError, UsageError
 from shardcache.format import spec
 
+STRICT = Tolerance()
+
 
 class Source:
-    """A map-style dataset with its length, whose errors name the sample."""
+    """A map-style dataset with its length, whose errors name the sample; ``tolerance`` says what becomes of them."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, tolerance: Tolerance = STRICT) -> None:
+        self.dataset, self.tolerance = dataset, tolerance
         self.samples = _length(dataset)
         self.kept: dict[int, Any] = {}  # samples that were read ahead, so that nothing is read twice
 
@@ -57,8 +60,8 @@ class Recipe:
     ``"file.py:callable"``, which is imported first. Can be pickled where ``dataset`` can.
     """
 
-    def __init__(self, dataset: Any, kwargs: Mapping[str, Any] | None) -> None:
-        self._dataset, self._kwargs = dataset, dict(kwargs or {})
+    def __init__(self, dataset: Any, kwargs: Mapping[str, Any] | None, tolerance: Tolerance = STRICT) -> None:
+        self._dataset, self._kwargs, self.tolerance = dataset, dict(kwargs or {}), tolerance
         self._is_made = is_dataset(dataset) and not isinstance(dataset, str)
         if self._is_made and kwargs:
             raise UsageError("kwargs= goes with a callable that makes the dataset; a dataset was given")
@@ -67,6 +70,10 @@ class Recipe:
                 "a dataset must have __len__ and __getitem__, or be a callable that makes one, or 'module:callable'; "
                 f"was {type(dataset).__module__}.{type(dataset).__qualname__}"
             )
+
+    def source(self) -> Source:
+        """A dataset, ready to be read."""
+        return Source(self(), self.tolerance)
 
     def __call__(self) -> Any:
         if self._is_made:

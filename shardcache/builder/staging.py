@@ -9,18 +9,27 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
 import msgspec
+import numpy as np
 
 from shardcache.builder.shards import ShardRecord
-from shardcache.errors import BuildInProgressError, BuildMismatchError, CacheExistsError, ShardCacheError, StorageError
-from shardcache.format import manifest, spec
-from shardcache.format.manifest import ColumnTotals, Manifest
-from shardcache.format.provenance import Provenance
+from shardcache.builder.tolerance import merged, said
+from shardcache.errors import (
+    BuildInProgressError,
+    BuildMismatchError,
+    CacheExistsError,
+    SampleError,
+    ShardCacheError,
+    StorageError,
+)
+from shardcache.format import manifest, provenance, skipped, spec
+from shardcache.format.manifest import ColumnTotals, Manifest, Skipped
+from shardcache.format.provenance import Provenance, SkipNote
 from shardcache.read.hold import REPLACED, is_held, replaced
 
 _PLAN = "plan.json"
@@ -67,8 +76,11 @@ class Staging:
         finally:
             self._lock.release()
 
-    def begin(self, plan: Manifest) -> dict[int, ShardRecord]:
-        """Write the plan down, or find it there; returns the shards that are done already."""
+    def begin(self, plan: Manifest, skips: bool) -> dict[int, ShardRecord]:
+        """Write the plan down, or find it there; returns the shards that are done already.
+
+        Without ``skips`` a shard in which samples were skipped is not done: the build is to raise there.
+        """
         with storage_errors(self.directory):
             found, records = self._found()
             if found is not None and manifest.encode(found) != manifest.encode(plan):
@@ -76,6 +88,7 @@ class Staging:
                     f"{self.directory} holds an interrupted build of something else ({_difference(found, plan)}); "
                     "delete it, or build with what it was begun with"
                 )
+            records = {number: record for number, record in records.items() if skips or not record.skipped}
             if found is None:
                 write(self.directory / _PLAN, manifest.encode(plan))
             for file in self.directory.glob("shard-*.lmdb*"):
@@ -85,15 +98,17 @@ class Staging:
 
     def _found(self) -> tuple[Manifest | None, dict[int, ShardRecord]]:
         """What an interrupted build had planned and done."""
-        whole, plan = self.directory / spec.MANIFEST_NAME, self.directory / _PLAN
+        whole, planned = self.directory / spec.MANIFEST_NAME, self.directory / _PLAN
         try:
             if whole.exists():  # it was interrupted while it was published
                 done = msgspec.json.decode(whole.read_bytes(), type=Manifest)
-                return msgspec.structs.replace(done, totals=(), shards=()), self._sound(_records(done))
-            if not plan.exists():
+                notes = provenance.skip_notes(self.directory)
+                plan = msgspec.structs.replace(done, totals=(), shards=(), skipped=msgspec.UNSET)
+                return plan, self._sound(_records(done, notes))
+            if not planned.exists():
                 return None, {}
             kept = [msgspec.json.decode(file.read_bytes(), type=ShardRecord) for file in self._record_files()]
-            return msgspec.json.decode(plan.read_bytes(), type=Manifest), self._sound(kept)
+            return msgspec.json.decode(planned.read_bytes(), type=Manifest), self._sound(kept)
         except msgspec.DecodeError as error:
             raise BuildMismatchError(f"{self.directory} is damaged ({error}); delete it") from None
 
@@ -115,15 +130,18 @@ class Staging:
         with storage_errors(path):
             write(path, msgspec.json.encode(record))
 
-    def publish(
-        self, plan: Manifest, records: dict[int, ShardRecord], provenance: Provenance, replace: bool
-    ) -> Manifest:
+    def publish(self, plan: Manifest, records: dict[int, ShardRecord], origin: Provenance, replace: bool) -> Manifest:
         """Make the directory the cache."""
         ordered = [records[number] for number in sorted(records)]
         totals = tuple(map(_sum, zip(*(record.totals for record in ordered), strict=True)))
-        whole = msgspec.structs.replace(plan, totals=totals, shards=tuple(record.seal for record in ordered))
+        seals = tuple(record.seal for record in ordered)
+        whole = msgspec.structs.replace(plan, totals=totals, shards=seals, skipped=_skipped(plan, ordered))
+        notes = merged(note for record in ordered for note in record.notes)
         with storage_errors(self.target):
-            write(self.directory / spec.PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(provenance)))
+            (self.directory / spec.SKIPPED_NAME).unlink(missing_ok=True)
+            if notes:
+                write(self.directory / spec.SKIPPED_NAME, msgspec.json.format(msgspec.json.encode(notes)))
+            write(self.directory / spec.PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(origin)))
             write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
             for file in [*self._record_files(), self.directory / _PLAN]:
                 file.unlink(missing_ok=True)
@@ -174,11 +192,27 @@ def sweep(target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _records(done: Manifest) -> Iterator[ShardRecord]:
-    """A whole manifest as records of its shards; the first one carries the totals of all."""
+def _records(done: Manifest, notes: tuple[SkipNote, ...]) -> Iterator[ShardRecord]:
+    """A whole manifest as records of its shards; the first one carries the totals of all, and the notes."""
     nothing = (ColumnTotals(),) * len(done.totals)
-    for number, seal in enumerate(done.shards):
-        yield ShardRecord(number, seal, nothing if number else done.totals)
+    ends = np.arange(1, len(done.shards)) * (done.blocks_per_shard * done.rows_per_block)
+    skipped = np.split(done.skipped_rows(), np.searchsorted(done.skipped_rows(), ends))
+    for number, (seal, rows) in enumerate(zip(done.shards, skipped, strict=True)):
+        yield ShardRecord(
+            number, seal, nothing if number else done.totals, tuple(rows.tolist()), () if number else notes
+        )
+
+
+def _skipped(plan: Manifest, records: Sequence[ShardRecord]) -> Skipped | msgspec.UnsetType:
+    """The rows that hold no sample, as the manifest has them."""
+    rows = np.array([row for record in records for row in record.skipped], np.int64)
+    if not len(rows):
+        return msgspec.UNSET
+    if len(rows) == plan.samples:
+        raise SampleError(
+            f"none of the {len(rows)} samples could be read or stored: {said([n for r in records for n in r.notes])}"
+        )
+    return Skipped(len(rows), skipped.encode(rows))
 
 
 def _sum(parts: tuple[ColumnTotals, ...]) -> ColumnTotals:

@@ -21,6 +21,7 @@ class Work(msgspec.Struct, frozen=True):
     def source(self, make: Callable[[Any], Source] = Source) -> Source:
         """The source in another process than that which drew up the plan."""
         source = make(self.recipe())
+        source.tolerance = self.recipe.tolerance
         if source.samples != self.plan.samples:
             raise SourceError(
                 f"len() of the dataset is {source.samples} in a worker, {self.plan.samples} in the parent"

@@ -12,7 +12,7 @@ import click
 
 from shardcache.cli.options import debug_option, json_option, print_json
 from shardcache.cli.sources import IN_FILE_ORDER, KINDS, make_source
-from shardcache.cli.text import count, duration, one_line, plain, saving
+from shardcache.cli.text import count, duration, one_line, plain, saving, skipped
 from shardcache.errors import SourceError, UsageError
 from shardcache.format.spec import MANIFEST_NAME
 
@@ -59,14 +59,28 @@ Examples:
 )
 @click.option(
     "--layout",
-    type=click.Choice(["shuffled", "source"]),
+    type=click.Choice(["shuffled", "source", "window"]),
     help="The order in which samples are stored.  [default: shuffled; source with --from parquet]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffled layout.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffled layout and of windows.")
+@click.option("--shuffle-window", type=int, metavar="N", help="Samples of a window.  [default: 64 MiB of them]")
 @click.option(
     "--block-bytes",
     metavar="SIZE",
     help="Raw bytes of a block, the unit of reading.  [default: 128KiB, less in a small cache]",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="What a sample that cannot be read or stored does: end the build, or be left out.",
+)
+@click.option(
+    "--max-errors",
+    type=int,
+    metavar="N",
+    help="How many samples may be left out.  [default: one in a hundred, at least 16]",
 )
 @click.option(
     "--if-exists",
@@ -88,7 +102,10 @@ def command(
     codecs: tuple[str, ...],
     layout: str | None,
     seed: int,
+    shuffle_window: int | None,
     block_bytes: str | None,
+    on_error: str,
+    max_errors: int | None,
     if_exists: str,
     no_progress: bool,
     as_json: bool,
@@ -108,6 +125,7 @@ def command(
     if block_bytes is not None:
         options["block_bytes"] = _parse_size(block_bytes)
     options |= {"num_workers": num_workers, "seed": seed, "progress": not no_progress}
+    options |= {"shuffle_window": shuffle_window, "on_error": on_error, "max_errors": max_errors}
     options["layout"] = layout or _layout_of(kind)
     if (out is None) == (name is None):
         raise UsageError("build: say --out DIR or --name NAME, one of the two")
@@ -127,11 +145,11 @@ def command(
 
 def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_json: bool) -> None:
     if as_json:
-        kept = ("path", "samples", "shards", "raw_bytes", "stored_bytes", "file_bytes", "digest")
+        kept = ("path", "samples", "skipped", "shards", "raw_bytes", "stored_bytes", "file_bytes", "digest")
         print_json({**{key: info[key] for key in kept}, "built": not was_there, "seconds": round(seconds, 3)})
         return
     what = "was there already" if was_there else f"built in {duration(seconds)}"
-    samples = f"{count(info['samples'], 'sample')} in {count(info['shards'], 'shard')}"
+    samples = f"{count(info['samples'], 'sample')}{skipped(info)} in {count(info['shards'], 'shard')}"
     click.echo(plain(f"{out}: {samples}, {saving(info['raw_bytes'], info['file_bytes'])}, {what}"))
 
 

@@ -2,7 +2,8 @@
 
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -41,6 +42,11 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """``1 sample``, ``6,900 samples``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def skipped(info: Mapping[str, Any]) -> str:
+    """Behind a number of samples: how many others were skipped; empty where none was."""
+    return f" ({info['skipped']:,} skipped)" if info["skipped"] else ""
 
 
 def plain(text: str) -> str:

@@ -62,14 +62,14 @@ def _print(directory: str, report: "Report", seconds: float) -> None:
     elif report.problems and report.problems[0].kind == UNEXPECTED:
         click.echo(plain(f"{directory}: not the cache that was expected"))
     elif report:
-        what = f"{count(m.samples, 'sample')} in {count(len(m.shards), 'shard')}"
+        what = f"{count(m.kept, 'sample')} in {count(len(m.shards), 'shard')}"
         read = f"{size(sum(seal.file_bytes for seal in m.shards))} read in {duration(seconds)}"
         click.echo(plain(f"{directory}: all is as it was written: {what}, {read}"))
     else:
         files, lost = len({problem.file for problem in report.problems}), len(report.source_indices())
         what = f"{count(len(report.problems), 'problem')} in {count(files, 'file')}"
         click.echo(
-            plain(f"{directory}: damaged: {what}; {lost:,} of {count(m.samples, 'sample')} lost in whole or in part")
+            plain(f"{directory}: damaged: {what}; {lost:,} of {count(m.kept, 'sample')} lost in whole or in part")
         )
 
 

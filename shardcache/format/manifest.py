@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from shardcache.errors import CacheNotFoundError, FormatVersionError, ManifestError, UsageError
-from shardcache.format import compression, dtypes, spec
+from shardcache.format import compression, dtypes, skipped, spec
 from shardcache.format.columns import MASKED, Form, fixed_row_bytes
 from shardcache.format.pages import ShardSeal
-from shardcache.format.permutation import Permutation, derive
+from shardcache.format.permutation import Integers, Permutation, Windows, derive
 from shardcache.format.schema import Column, Leaf, Node, column_name, validate_structure, walk
 
 # The types whose dtype is not free, and those whose form is.
@@ -32,6 +33,13 @@ class ColumnTotals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     forms: tuple[int, ...] = ()
     raw_bytes: int = 0
     stored_bytes: int = 0
+
+
+class Skipped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many rows hold no sample of the source, and which (``skipped.decode``)."""
+
+    count: int
+    rows: str
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,7 +60,25 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     columns: tuple[Column, ...]
     totals: tuple[ColumnTotals, ...]
     shards: tuple[ShardSeal, ...]
+    window: int | msgspec.UnsetType = msgspec.UNSET
+    skipped: Skipped | msgspec.UnsetType = msgspec.UNSET
     digest: str = ""
+
+    @property
+    def kept(self) -> int:
+        """How many samples there are: the rows but for those that were skipped."""
+        return self.samples - (0 if self.skipped is msgspec.UNSET else self.skipped.count)
+
+    def skipped_rows(self) -> Integers:
+        """The rows that hold no sample, ascending."""
+        if self.skipped is msgspec.UNSET:
+            return np.empty(0, np.int64)
+        return skipped.decode(self.skipped.rows, self.skipped.count, self.samples)
+
+    def skipped_sources(self) -> Integers:
+        """The source indices of those rows, ascending."""
+        rows, permutation = self.skipped_rows(), self.permutation()
+        return rows if permutation is None else np.sort(permutation.forward(rows))
 
     @property
     def blocks(self) -> int:
@@ -66,10 +92,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How many rows a block of the cache holds."""
         return min(self.rows_per_block, self.samples - block * self.rows_per_block)
 
-    def permutation(self) -> Permutation | None:
+    def permutation(self) -> Permutation | Windows | None:
         """row -> source index, or None where they are the same."""
         if self.layout == "source":
             return None
+        if self.window is not msgspec.UNSET:
+            return Windows(self.samples, self.window, derive(self.seed, spec.WINDOW_STREAM))
         return layout_permutation(self.samples, self.seed)
 
 
@@ -92,11 +120,12 @@ def _is_whole(data: bytes) -> bool:
 
 
 class _Head(msgspec.Struct):
-    """What is read of a manifest before its version is known, and how long the only part is that may be long."""
+    """What is read of a manifest before its version is known, and how long the parts are that may be long."""
 
     format: str
     version: int
     shards: msgspec.Raw = msgspec.Raw(b"[]")
+    skipped: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 def decode(data: bytes, where: str) -> Manifest:
@@ -116,9 +145,14 @@ def decode(data: bytes, where: str) -> Manifest:
                 f"{where}: written in format version {head.version}; this shardcache reads version "
                 f"{spec.FORMAT_VERSION}: a newer shardcache is needed"
             )
-        outline = len(data) - memoryview(head.shards).nbytes
+        listed = memoryview(head.skipped).nbytes
+        if listed > spec.MAX_SKIPPED_BYTES:
+            raise ManifestError(f"{where}: {listed} bytes of 'skipped', must be at most {spec.MAX_SKIPPED_BYTES}")
+        outline = len(data) - memoryview(head.shards).nbytes - listed
         if outline > spec.MAX_OUTLINE_BYTES:
-            raise ManifestError(f"{where}: {outline} bytes beside 'shards', must be at most {spec.MAX_OUTLINE_BYTES}")
+            raise ManifestError(
+                f"{where}: {outline} bytes beside 'shards' and 'skipped', must be at most {spec.MAX_OUTLINE_BYTES}"
+            )
         if not _is_whole(data):
             raise ManifestError(f"{where}: its digest does not fit its content (the file is damaged)")
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -147,8 +181,12 @@ def _problem(m: Manifest) -> str | None:
     for name, value, low, high in limits:
         if not low <= value <= high:
             return f"'{name}' must be {low}..{high}, was {value}"
-    if m.layout not in ("shuffled", "source"):
-        return f"'layout' must be 'shuffled' or 'source', was {m.layout!r}"
+    if m.layout not in ("shuffled", "source", "window"):
+        return f"'layout' must be 'shuffled', 'source' or 'window', was {m.layout!r}"
+    if (m.layout == "window") != (m.window is not msgspec.UNSET):
+        return f"'window' must be there with layout 'window' and no other; layout {m.layout!r}, window {m.window}"
+    if m.window is not msgspec.UNSET and not 1 <= m.window <= spec.MAX_ROWS:
+        return f"'window' must be 1..{spec.MAX_ROWS}, was {m.window}"
     if not _is_hex(m.cache_id, 32):
         return f"'cache_id' must be 32 hex digits, was {m.cache_id!r}"
     if m.page_bytes not in _PAGE_BYTES:
@@ -159,7 +197,20 @@ def _problem(m: Manifest) -> str | None:
     for number, seal in enumerate(m.shards):
         if not (0 < seal.file_bytes < 1 << 63 and _is_hex(seal.structure, 32) and _is_hex(seal.sha256, 64)):
             return f"'shards' has an entry {number} that is not one: {seal}"
-    return validate_structure(m.structure) or _columns_problem(m)
+    return validate_structure(m.structure) or _columns_problem(m) or _skipped_problem(m)
+
+
+def _skipped_problem(m: Manifest) -> str | None:
+    if m.skipped is msgspec.UNSET:
+        return None
+    most = min(m.samples - 1, spec.MAX_SKIPPED)
+    if not 1 <= m.skipped.count <= most:
+        return f"'skipped' must have a count of 1..{most}, was {m.skipped.count}"
+    try:
+        m.skipped_rows()
+    except ValueError as error:
+        return f"'skipped' has no list of rows: {error}"
+    return None
 
 
 def _is_hex(text: str, digits: int) -> bool:

@@ -19,7 +19,9 @@ w ^= w >> 27; w *= M2; w ^= w >> 31``. G is 0x9E3779B97F4A7C15, M1 0xBF58476D1CE
 All arithmetic is on unsigned 64-bit integers, wrapping.
 """
 
-from typing import overload
+import copy
+from collections.abc import Callable
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIX1 = 0xBF58476D1CE4E5B9
 _MIX2 = 0x94D049BB133111EB
 _MIX1_WORD, _MIX2_WORD, _HALF = np.uint64(_MIX1), np.uint64(_MIX2), np.uint64(32)
+_AT_ONCE = 1 << 16
 _FEW = 8  # up to so many words are quicker one by one than as an array
 
 
@@ -82,7 +85,11 @@ class Permutation:
         self._low_bits = bits - bits // 2
         self._low_mask = (1 << self._low_bits) - 1
         self._high_mask = (1 << (bits // 2)) - 1
-        self._keys = [derive(key, number) for number in range(_ROUNDS)]
+        self._keys: list[Any] = [derive(key, number) for number in range(_ROUNDS)]
+
+    def _of(self, places: Integers | int) -> "Permutation":  # noqa: ARG002
+        """What maps the numbers at some places of those that are mapped, or the number at one."""
+        return self
 
     @overload
     def forward(self, index: int) -> int: ...
@@ -108,11 +115,11 @@ class Permutation:
         words = self._array_rounds(index.astype(np.uint64), rounds)
         outside = np.flatnonzero(words >= self.length)
         while len(outside) > _FEW:
-            walked = self._array_rounds(words[outside], rounds)
+            walked = self._of(outside)._array_rounds(words[outside], rounds)
             words[outside] = walked
             outside = outside[walked >= self.length]
         for place in outside.tolist():
-            words[place] = self._walk_back(int(words[place]), rounds)
+            words[place] = self._of(place)._walk_back(int(words[place]), rounds)
         return words.view(np.int64)
 
     def _walk_back(self, word: int, rounds: range) -> int:
@@ -152,3 +159,72 @@ class Permutation:
         word >>= _HALF
         word &= mask
         return word
+
+
+class Windows:
+    """The rows of a layout ``window``: each window of ``window`` rows is permuted by itself, by a key of its own.
+
+    What :class:`Permutation` is to a shuffled layout, with the same methods.
+    """
+
+    def __init__(self, length: int, window: int, key: int) -> None:
+        self.length, self.window, self.key = length, window, key
+        self._whole = length // window  # windows of full length
+        self._last = Permutation(length % window, derive(key, self._whole))
+
+    @overload
+    def forward(self, index: int) -> int: ...
+    @overload
+    def forward(self, index: Integers) -> Integers: ...
+    def forward(self, index: int | Integers) -> int | Integers:
+        """The source index of a row."""
+        return self._each(index, Permutation.forward)
+
+    @overload
+    def inverse(self, index: int) -> int: ...
+    @overload
+    def inverse(self, index: Integers) -> Integers: ...
+    def inverse(self, index: int | Integers) -> int | Integers:
+        """The row of a source index."""
+        return self._each(index, Permutation.inverse)
+
+    def _each(self, index: int | Integers, of: Callable[[Permutation, Any], Any]) -> int | Integers:
+        if isinstance(index, int):
+            number, inside = divmod(index, self.window)
+            is_last = number == self._whole
+            found: int = of(self._last if is_last else Permutation(self.window, derive(self.key, number)), inside)
+            return number * self.window + found
+        mapped = np.empty_like(index)
+        for start in range(0, len(index), _AT_ONCE):  # each takes some hundred bytes meanwhile
+            part = slice(start, start + _AT_ONCE)
+            mapped[part] = self._some(index[part], of)
+        return mapped
+
+    def _some(self, indices: Integers, of: Callable[[Permutation, Any], Any]) -> Integers:
+        numbers, places = np.divmod(indices, self.window)
+        is_last = numbers == self._whole
+        places[is_last] = of(self._last, places[is_last])
+        places[~is_last] = of(_EachItsOwn(self.window, self.key, numbers[~is_last]), places[~is_last])
+        return numbers * self.window + places
+
+
+class _EachItsOwn(Permutation):
+    """Bijections of one length, a key for each number that is to be mapped: ``derive(key, part)`` of its part."""
+
+    def __init__(self, length: int, key: int, parts: Integers) -> None:
+        super().__init__(length, key)
+        keys = _derived(np.full(len(parts), key & _MASK, np.uint64), parts)
+        self._keys = [_derived(keys, np.full(len(parts), number, np.int64)) for number in range(_ROUNDS)]
+
+    def _of(self, places: Integers | int) -> Permutation:
+        some = copy.copy(self)
+        some._keys = [int(keys[places]) if isinstance(places, int) else keys[places] for keys in self._keys]
+        return some
+
+
+def _derived(keys: _Words, parts: Integers) -> _Words:
+    """:func:`derive` of every element."""
+    words = parts.astype(np.uint64)
+    words += keys
+    words += np.uint64(_GOLDEN)
+    return mix_array(words)

@@ -1,7 +1,7 @@
-"""Where a cache comes from: ``provenance.json``, a remark for people. Nothing depends on it.
+"""Remarks for people, on which nothing depends: where a cache comes from, and why samples were skipped.
 
-It is no part of the cache that the digest names: the same bytes may be made twice, on other days and machines. So it is
-never trusted either: what is not as expected is taken for absent, and whoever shows it escapes it.
+They are no part of the cache that the digest names: the same bytes may be made twice, on other days and machines. So
+they are never trusted either: what is not as expected is taken for absent, and whoever shows it escapes it.
 """
 
 import os
@@ -13,7 +13,9 @@ import msgspec
 
 from shardcache.format import spec
 
+MAX_NOTES = 1000
 _MAX_BYTES = 1 << 16
+_MAX_NOTES_BYTES = 8 << 20
 
 
 class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -28,15 +30,33 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
     is_dirty: bool | None = None
 
 
+class SkipNote(msgspec.Struct, frozen=True):
+    """Why a sample was skipped: its index in the dataset, the type and the text of the error."""
+
+    index: int
+    error: str
+    message: str
+
+
 def read(directory: Path) -> Provenance | None:
     """What was written down beside a cache; None where that is not there, or is not what was written."""
+    found: Provenance | None = _remark(directory / spec.PROVENANCE_NAME, Provenance, _MAX_BYTES)
+    return found
+
+
+def skip_notes(directory: Path) -> tuple[SkipNote, ...]:
+    """Why the first of the skipped samples were, in the order of their indices; empty where nothing says so."""
+    return _remark(directory / spec.SKIPPED_NAME, tuple[SkipNote, ...], _MAX_NOTES_BYTES) or ()
+
+
+def _remark(path: Path, kind: Any, most: int) -> Any:
     try:
-        fd = os.open(directory / spec.PROVENANCE_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            data = os.read(fd, _MAX_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            data = os.read(fd, most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
         finally:
             os.close(fd)
-        return msgspec.json.decode(data, type=Provenance)
+        return msgspec.json.decode(data, type=kind)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

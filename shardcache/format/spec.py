@@ -12,10 +12,12 @@ shard's name derives from its number (five digits, more where needed), never fro
 
 The manifest is written last. A directory without one is not a cache. A reader writes nothing into the directory.
 
-``provenance.json`` may lie beside it: remarks for people on where the cache comes from. It is no part of the cache, no
-digest covers it, and a reader that decides anything by it is wrong.
+``provenance.json`` and ``skipped.json`` may lie beside it: remarks for people on where the cache comes from, and on why
+samples were skipped. They are no part of the cache, no digest covers them, and a reader that decides anything by them
+is wrong.
 
-    Why: builds of the same data are the same bytes, and the day of a build is not the data's.
+    Why: builds of the same data are the same bytes; the day of a build is not the data's, and the text of an error may
+    hold an address.
 
 2. Rows
 -------
@@ -30,6 +32,19 @@ whose text belongs to this specification.
 
     Why: a shard of a shuffled cache is a fair sample of the data, whatever the order of the source.
 
+In layout ``window``, with ``window`` W in the manifest, row r with ``k = r // W`` holds sample ``k W + P_k.forward(r %
+W)``, where P_k is the permutation of ``range(min(W, N - k W))`` with key ``derive(seed, WINDOW_STREAM, k)``.
+
+    Why: a source that can be read once, in its own order, is mixed in bounded memory, and where a sample lies is still
+    arithmetic.
+
+Rows that are listed in ``skipped`` of the manifest were to hold samples that could not be read. Such a row has the
+values of the nearest row before it in its block that is not skipped, else of the nearest one behind it; a block of
+skipped rows alone has no value of any column. No reader yields a skipped row. The samples of a cache are counted
+without them: sample i is that of the i-th lowest source index (from 0) among the rows that are not skipped.
+
+    Why: columns keep their form and rows their place, whatever is missing.
+
 3. The manifest
 ---------------
 JSON in UTF-8: the fields of :class:`shardcache.format.manifest.Manifest`, no others, ``digest`` last. The file ends in
@@ -38,9 +53,17 @@ must be ``"little"``.
 
     Why: the digest is checked on the bytes that are there, not on what some library would write for their content.
 
-A cache has at most 65,536 shards. The manifest has at most 12 MiB, and without the value of ``shards`` at most 2 MiB.
+A cache has at most 65,536 shards and 2^20 skipped rows. The manifest has at most 16 MiB, the value of ``skipped`` in it
+at most 4 MiB, and what is beside that and the value of ``shards`` at most 2 MiB.
 
     Why: what is parsed takes many times its length in memory, and a file may be made for that. Shards grow instead.
+
+``layout`` is ``shuffled``, ``source`` or ``window``; ``window`` is there in the last case only. ``skipped`` is there
+where rows were skipped, and has their ``count``, less than N, and ``rows``: the Base64 text (RFC 4648, with padding) of
+their numbers, ascending, each as its distance from the one before, less one (the first as itself), in LEB128: seven
+bits a byte from the lowest on, 0x80 added to all but the last byte, and no byte more than it takes.
+
+    Why: a million of a billion rows take three megabytes, which parse to nothing but a string.
 
 ``structure`` is a tree of nodes, each an object with a ``type``:
 
@@ -156,8 +179,10 @@ FORMAT_VERSION = 1
 FORMAT_NAME = "shardcache"
 MANIFEST_NAME = "manifest.json"
 PROVENANCE_NAME = "provenance.json"
+SKIPPED_NAME = "skipped.json"
 
 LAYOUT_STREAM = 0x4C41594F5554  # "LAYOUT"
+WINDOW_STREAM = 0x57494E444F57  # "WINDOW"
 
 MAX_ROWS_PER_BLOCK = 1024
 MAX_COLUMNS = 4096
@@ -166,8 +191,10 @@ MAX_NESTED_DEPTH = 128
 MAX_SHARDS = 1 << 16
 MAX_ROWS = 1 << 48
 MAX_BODY_BYTES = 1 << 40
-MAX_MANIFEST_BYTES = 12 << 20
+MAX_MANIFEST_BYTES = 16 << 20
 MAX_OUTLINE_BYTES = 2 << 20
+MAX_SKIPPED_BYTES = 4 << 20
+MAX_SKIPPED = 1 << 20
 
 LARGE_ROW_BYTES = 8 << 20
 MASK_ALIGNMENT = 8

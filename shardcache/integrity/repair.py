@@ -124,6 +124,8 @@ def repair(
         kwargs=kwargs,
         layout=manifest.layout,
         seed=manifest.seed,
+        shuffle_window=manifest.window if isinstance(manifest.window, int) else None,
+        on_error="skip" if manifest.kept < manifest.samples else "raise",
         num_workers=num_workers,
         progress=progress,
     )

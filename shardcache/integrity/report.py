@@ -83,6 +83,7 @@ class Report:
         for problem in self.problems:
             if problem.rows:
                 lost[problem.rows.start : problem.rows.stop] = True
+        lost[self.manifest.skipped_rows()] = False
         rows, permutation = np.flatnonzero(lost), self.manifest.permutation()
         return rows if permutation is None else np.sort(permutation.forward(rows))
 
@@ -93,7 +94,7 @@ class Report:
             "path": str(self.path),
             "ok": bool(self),
             "digest": m and m.digest,
-            "samples": m and m.samples,
+            "samples": m and m.kept,
             "shards": m and len(m.shards),
             "values": self.values,
             "file_bytes": m and sum(seal.file_bytes for seal in m.shards),

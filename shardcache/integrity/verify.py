@@ -264,5 +264,10 @@ def _wrong_totals(manifest: Manifest, found: list[_Found]) -> list[Problem]:
 
 def _extra_files(directory: Path, manifest: Manifest) -> list[str]:
     """Remarks on what lies in the directory and is not of the cache."""
-    known = {spec.MANIFEST_NAME, spec.PROVENANCE_NAME, *map(spec.shard_name, range(len(manifest.shards)))}
+    known = {
+        spec.MANIFEST_NAME,
+        spec.PROVENANCE_NAME,
+        spec.SKIPPED_NAME,
+        *map(spec.shard_name, range(len(manifest.shards))),
+    }
     return [f"{name}: is not a part of the cache" for name in sorted(os.listdir(directory)) if name not in known]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from torch.utils.data import Dataset
 
 from shardcache.errors import CacheError, UsageError
@@ -18,11 +19,12 @@ from shardcache.format import provenance
 from shardcache.format.columns import BlockRows
 from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Integers
+from shardcache.format.provenance import SkipNote
 from shardcache.format.schema import ABSENT, record_kind
 from shardcache.read import views
 from shardcache.read.blocks import Blocks, resolve_io
 from shardcache.read.fields import Assembler, Field, Schema
-from shardcache.read.geometry import Geometry, Selection
+from shardcache.read.geometry import Gaps, Geometry, Selection
 from shardcache.read.hold import Hold, replaced
 
 
@@ -53,9 +55,10 @@ def open(path: str | os.PathLike[str], *, types: Sequence[type] = (), io: str = 
 class Cache(Dataset[Any]):
     """A published cache: a map-style dataset of the samples that went in.
 
-    ``cache[i]`` is the sample that ``dataset[i]`` was, whatever the layout; negative ``i`` count from the end;
-    ``cache[[3, 1, 2]]`` and ``cache[2:8]`` are lists that read each block once. Picklable (by path), and usable by
-    threads and by processes that were forked or spawned.
+    ``cache[i]`` is the sample that ``dataset[i]`` was, whatever the layout; where samples were skipped at the build,
+    that ``dataset[cache.source_index(i)]`` was. Negative ``i`` count from the end; ``cache[[3, 1, 2]]`` and
+    ``cache[2:8]`` are lists that read each block once. Picklable (by path), and usable by threads and by processes that
+    were forked or spawned.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Cache(Dataset[Any]):
         self._hold = hold or Hold(path)
         self.types = types
         self._io = io  # as asked: another machine may mount the path in another way
-        self._selected = selected  # of a view: the source index of each of its samples
+        self._selected = selected  # of a view: the index in the whole cache of each of its samples
         self.manifest: Manifest = manifests.read(path, self._hold.directory)
         if expect is not None and self.manifest.digest != expect:
             raise CacheError(
@@ -88,7 +91,7 @@ class Cache(Dataset[Any]):
         return _reopen, (self.path, self.types, self.manifest.digest, self._selected, self._io)
 
     def __len__(self) -> int:
-        return self.manifest.samples if self._selected is None else len(self._selected)
+        return self.manifest.kept if self._selected is None else len(self._selected)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -127,17 +130,46 @@ class Cache(Dataset[Any]):
         return (self[index] for index in range(len(self)))
 
     def _row(self, index: Any) -> int:
-        """Where a source index lies."""
+        """Where a sample lies."""
+        source = self.source_index(index)
+        return source if self._permutation is None else self._permutation.inverse(source)
+
+    def source_index(self, index: Any) -> int:
+        """The index in the dataset of the sample ``cache[index]``.
+
+        They differ in a view, and where samples were skipped when the cache was built.
+        """
         try:
-            source: int = index.__index__()
+            found: int = index.__index__()
         except (AttributeError, TypeError):
             raise UsageError(f"an index must be an int or a list of ints, was {index!r}") from None
-        if not -len(self) <= source < len(self):
-            raise IndexError(f"index {source} is out of range: the cache has {len(self)} samples")
-        source %= len(self)
+        if not -len(self) <= found < len(self):
+            raise IndexError(f"index {found} is out of range: the cache has {len(self)} samples")
+        found %= len(self)
         if self._selected is not None:
-            source = int(self._selected[source])
-        return source if self._permutation is None else self._permutation.inverse(source)
+            found = int(self._selected[found])
+        if self.manifest.kept < self.manifest.samples:
+            found += int(np.searchsorted(self._kept_before, found, side="right"))
+        return found
+
+    @cached_property
+    def skipped(self) -> Integers:
+        """The indices in the dataset of the samples that were skipped when the cache was built, ascending."""
+        return self.manifest.skipped_sources()
+
+    def skipped_samples(self) -> list[SkipNote]:
+        """What was skipped when the cache was built, and why: ``(index, error, message)`` by index in the dataset.
+
+        The type and text of the error are kept for the first 1,000; they are empty for others. That text is a remark
+        beside the cache, which no digest covers.
+        """
+        why = {one.index: one for one in provenance.skip_notes(self.path)}
+        return [why.get(index) or SkipNote(index, "", "") for index in self.skipped.tolist()]
+
+    @cached_property
+    def _kept_before(self) -> Integers:
+        """How many samples were kept before each that was skipped."""
+        return self.skipped - np.arange(len(self.skipped))
 
     def _sample(self, number: int, columns: dict[int, BlockRows], offset: int) -> Any:
         return self._assembler.join(self._values(number, columns, offset))
@@ -157,6 +189,8 @@ class Cache(Dataset[Any]):
     def geometry(self) -> Geometry:
         """How the rows of this cache or view lie in blocks."""
         m = self.manifest
+        if self._selected is None and m.kept < m.samples:
+            return Gaps(m.skipped_rows(), m.samples, m.rows_per_block, m.blocks_per_shard)
         if self._selected is None:
             return Geometry(m.samples, m.rows_per_block, m.blocks_per_shard)
         return Selection(np.sort(self.rows_of(np.arange(len(self)))), m.rows_per_block)
@@ -165,7 +199,7 @@ class Cache(Dataset[Any]):
         """A view of the samples at ``indices``, in that order: ``view[k]`` is ``cache[indices[k]]``.
 
         No bytes are written, blocks that hold none of the samples are never read, and a view is usable wherever a cache
-        is. Each sample may come once. Source indices (``Meta.index``) stay those of the whole cache.
+        is. Each sample may come once. ``Meta.index`` still counts in the whole cache.
         """
         return self._view(views.positions(indices, len(self)))
 
@@ -220,11 +254,16 @@ class Cache(Dataset[Any]):
         """The rows at which samples lie."""
         if self._selected is not None:
             indices = self._selected[indices]
+        if self.manifest.kept < self.manifest.samples:
+            indices = indices + np.searchsorted(self._kept_before, indices, side="right")
         return indices if self._permutation is None else self._permutation.inverse(indices)
 
-    def source_indices(self, rows: Integers) -> Integers:
-        """The source indices of rows."""
-        return rows if self._permutation is None else self._permutation.forward(rows)
+    def indices_of(self, rows: Integers) -> Integers:
+        """The indices of the samples that lie at rows, in the whole cache; nobody skipped them."""
+        sources = rows if self._permutation is None else self._permutation.forward(rows)
+        if self.manifest.kept == self.manifest.samples:
+            return sources
+        return sources - np.searchsorted(self.skipped, sources)
 
     def info(self) -> dict[str, Any]:
         """What is inside, as plain values: for people through ``repr``, for scripts through ``json``."""
@@ -232,7 +271,9 @@ class Cache(Dataset[Any]):
         return {
             "path": str(self.path),
             "samples": len(self),
+            "skipped": m.samples - m.kept,
             "layout": m.layout,
+            "window": None if m.window is UNSET else m.window,
             "seed": m.seed,
             "shards": len(m.shards),
             "blocks": m.blocks,
@@ -262,10 +303,9 @@ class Cache(Dataset[Any]):
     def __repr__(self) -> str:
         m = self.manifest
         size = sum(seal.file_bytes for seal in m.shards)
-        samples = f"{len(self):,}" if self._selected is None else f"{len(self):,} of {m.samples:,}"
-        head = (
-            f"Cache({str(self.path)!r}: {samples} samples, {len(m.shards):,} shards, {size / 1e6:,.1f} MB, {m.layout})"
-        )
+        samples = f"{len(self):,}" if self._selected is None else f"{len(self):,} of {m.kept:,}"
+        samples += f" samples ({m.samples - m.kept:,} skipped)" if m.kept < m.samples else " samples"
+        head = f"Cache({str(self.path)!r}: {samples}, {len(m.shards):,} shards, {size / 1e6:,.1f} MB, {m.layout})"
         return "\n".join([head, *(f"  {line}" for line in repr(self.schema).splitlines())])
 
 

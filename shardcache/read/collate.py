@@ -25,7 +25,7 @@ class Padded(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """``index``: source index of each sample, int64 [batch]. ``valid``: False where a row only fills up the batch."""
+    """``index``: ``cache[index]`` is the sample, int64 [batch]. ``valid``: False where a row fills up the batch."""
 
     index: torch.Tensor  # type: ignore[assignment]
     valid: torch.Tensor

@@ -51,13 +51,13 @@ class CachedDataset(IterableDataset[Any]):
         decode: by column, what becomes of the bytes of an image file, before transforms. ``"rgb8"``, ``"rgba8"``,
             ``"gray8"``: a uint8 tensor ``[channels, height, width]``; ``"pil"``: a Pillow image.
         transform: a callable for a sample, or a dict of callables by column. It may take ``rng``, a
-            ``numpy.random.Generator``, which depends on (seed, epoch, source index) alone; without, the global
+            ``numpy.random.Generator``, which depends on (seed, epoch, index in the cache) alone; without, the global
             generators are seeded so before each call.
         batch_transform: a callable for a batch; it may take ``rng``, which depends on (seed, epoch, step).
         collate: what a batch holds of columns whose shape varies: ``"list"`` (the default), ``"pad"`` or
             :class:`~shardcache.Pad`; or a dict of these by column.
         collate_fn: a callable that makes a batch from a list of (transformed) samples.
-        with_meta: yield ``(batch, Meta(index, valid))`` with the samples' source indices.
+        with_meta: yield ``(batch, Meta(index, valid))``, in which ``cache[index]`` is the sample.
         drop_last: drop the rows that do not fill a batch; the same as ``remainder="drop"``.
         remainder: ``"drop"``; ``"pad"``: fill up with rows that come again, marked in ``Meta.valid``; ``"keep"``: a
             short batch. Default: keep on one rank, pad on several (canonical ones), so that all have the same number of
@@ -148,7 +148,7 @@ class CachedDataset(IterableDataset[Any]):
         recipes.check(self._recipe)
         if self._shape.batch_size is not None and whole is None and collate_fn is None and collate is None:
             recipes.say_what_is_a_list(fields, by_column)
-        if self._order == "source" and self.cache.manifest.layout == "shuffled":
+        if self._order == "source" and self.cache.manifest.layout != "source":
             settings.warn_of_source_order(self.cache.manifest, self._shape.share * self._shape.strands)
 
     def __len__(self) -> int:
@@ -223,12 +223,12 @@ class CachedDataset(IterableDataset[Any]):
         return self._shape.batch_size
 
     def order_of(self, epoch: int) -> Iterator[Integers]:
-        """The source indices of each step of an epoch on this rank; nothing is read for it."""
+        """The indices in the cache of each step of an epoch on this rank; nothing is read for it."""
         plan = self._plan(epoch)
         reader, per_block = plan.reader(*self._ranks), self.cache.manifest.rows_per_block
         for step in plan.worker_steps(0, 1):
             rows = reader.rows([step])
-            yield self.cache.source_indices(rows.block * per_block + rows.offset)
+            yield self.cache.indices_of(rows.block * per_block + rows.offset)
 
     @property
     def skipped(self) -> int:

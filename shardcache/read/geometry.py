@@ -9,6 +9,7 @@ from shardcache.format.permutation import Integers, Permutation
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 _EXTENTS = 2048
+_NONE = np.empty(0, np.int64)
 
 
 class Geometry:
@@ -20,9 +21,13 @@ class Geometry:
         self.is_even = True
 
     @property
-    def mean_rows(self) -> float:
-        """Rows of a block that are wanted, on average."""
-        return self.rows / self.blocks
+    def block_rows(self) -> float:
+        """Rows of a block that are wanted: of most blocks, or on average where they differ."""
+        return self.rows_per_block
+
+    def short_blocks(self) -> Integers:
+        """The blocks, ascending, of which fewer rows are wanted than of others, but for the last one of all."""
+        return _NONE
 
     def start(self, block: Integers) -> Integers:
         """The first row of a block."""
@@ -39,13 +44,71 @@ class Geometry:
 
     def extents(self) -> tuple[Integers, Integers]:
         """All blocks in runs that lie in one shard: (first block, end) of each."""
-        length = max(1, min(self.blocks_per_shard, self.blocks // _EXTENTS))
-        inside = np.arange(0, self.blocks_per_shard, length)
-        shards = np.arange(0, self.blocks, self.blocks_per_shard)
-        firsts = (shards[:, None] + inside).reshape(-1)
-        ends = (shards[:, None] + np.minimum(inside + length, self.blocks_per_shard)).reshape(-1)
-        there = firsts < self.blocks
-        return firsts[there], np.minimum(ends[there], self.blocks)
+        return _extents(self.blocks, self.blocks_per_shard)
+
+
+def _extents(blocks: int, blocks_per_shard: int) -> tuple[Integers, Integers]:
+    length = max(1, min(blocks_per_shard, blocks // _EXTENTS))
+    inside = np.arange(0, blocks_per_shard, length)
+    shards = np.arange(0, blocks, blocks_per_shard)
+    firsts = (shards[:, None] + inside).reshape(-1)
+    ends = (shards[:, None] + np.minimum(inside + length, blocks_per_shard)).reshape(-1)
+    there = firsts < blocks
+    return firsts[there], np.minimum(ends[there], blocks)
+
+
+class Gaps(Geometry):
+    """The rows of a cache but for some that hold no sample: a short list, beside which all is arithmetic.
+
+    ``skipped`` are those rows, ascending; ``rows``, as for a :class:`Geometry`, counts them too. Blocks of skipped rows
+    alone are left out.
+    """
+
+    def __init__(self, skipped: Integers, rows: int, rows_per_block: int, blocks_per_shard: int) -> None:
+        super().__init__(rows, rows_per_block, blocks_per_shard)
+        self._stored_blocks, self._skipped = self.blocks, skipped
+        self._kept_before = skipped - np.arange(len(skipped))  # how many rows are kept before each skipped one
+        blocks, counts = np.unique(skipped // rows_per_block, return_counts=True)
+        is_empty = counts == np.minimum(rows_per_block, rows - blocks * rows_per_block)
+        self._empty = blocks[is_empty]
+        self._blocks_before = self._empty - np.arange(len(self._empty))
+        self._short = self._without_empty(blocks[~is_empty])
+        self.rows, self.blocks = rows - len(skipped), self.blocks - len(self._empty)
+
+    @property
+    def block_rows(self) -> float:
+        return self.rows / self.blocks
+
+    def short_blocks(self) -> Integers:
+        return self._short
+
+    def _without_empty(self, stored: Integers) -> Integers:
+        """Numbers of blocks in the cache -> here."""
+        return stored - np.searchsorted(self._empty, stored)
+
+    def _with_empty(self, block: Integers) -> Integers:
+        stored: Integers = block + np.searchsorted(self._blocks_before, block, side="right")
+        return stored
+
+    def start(self, block: Integers) -> Integers:
+        first = self._with_empty(block) * self.rows_per_block
+        rows: Integers = np.minimum(first - np.searchsorted(self._skipped, first), self.rows)
+        return rows
+
+    def _stored_row(self, row: Integers) -> Integers:
+        return row + np.searchsorted(self._kept_before, row, side="right")
+
+    def locate(self, row: Integers) -> tuple[Integers, Integers]:
+        block = self._without_empty(self._stored_row(row) // self.rows_per_block)
+        return block, row - self.start(block)
+
+    def stored(self, block: Integers, offset: Integers) -> tuple[Integers, Integers]:
+        there, inside = np.divmod(self._stored_row(self.start(block) + offset), self.rows_per_block)
+        return there, inside
+
+    def extents(self) -> tuple[Integers, Integers]:
+        firsts, ends = map(self._without_empty, _extents(self._stored_blocks, self.blocks_per_shard))
+        return firsts[firsts < ends], ends[firsts < ends]
 
 
 class Selection(Geometry):
@@ -62,6 +125,10 @@ class Selection(Geometry):
         starts = np.flatnonzero(np.diff(blocks, prepend=-1))
         self._starts = np.append(starts, len(stored_rows))
         self.blocks = len(starts)
+
+    @property
+    def block_rows(self) -> float:
+        return self.rows / self.blocks
 
     def start(self, block: Integers) -> Integers:
         return self._starts[block]

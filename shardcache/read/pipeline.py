@@ -81,7 +81,7 @@ class Pipeline:
         if len(self._buffer.lost):
             rows = self._stand_ins.fill(rows, gathered, values, self._buffer.lost)
         columns: dict[int, Any] = {}
-        sources = self._source_indices(rows)
+        sources = self._indices(rows)
         for field in self._fields:
             out = outs.get(field.position)
             if out is None:
@@ -113,11 +113,11 @@ class Pipeline:
         join, before = self._joiners[field.position], [ABSENT] * field.position
         return [join([*before, *row]) for row in zip(*columns, strict=True)]
 
-    def _source_indices(self, rows: Rows) -> Integers:
+    def _indices(self, rows: Rows) -> Integers:
         recipe = self._recipe
         if not (recipe.with_meta or recipe.transform or recipe.column_transforms or recipe.decoders):
             return rows.block  # nobody looks
-        return recipe.cache.source_indices(rows.block * recipe.cache.manifest.rows_per_block + rows.offset)
+        return recipe.cache.indices_of(rows.block * recipe.cache.manifest.rows_per_block + rows.offset)
 
     def finish(self, draft: Draft) -> list[Any]:
         """What is yielded for a draft: its samples; or its batch, and nothing where this rank has no rows of it."""

@@ -150,7 +150,7 @@ def epoch_order(
     """
     if order != "shuffled":
         return Order(order, seed, epoch, shape.share, shape.strands, 0, shape.remainder)
-    rows = _block_rows(geometry)
+    rows = geometry.block_rows
     if shuffle_buffer is None:
         limit = DEFAULT_BUFFER_BYTES / one
     else:
@@ -164,11 +164,6 @@ def epoch_order(
     if geometry.rows_per_block == 1:
         span = 0  # nothing to part
     return Order("lanes", seed, epoch, shape.share, shape.strands, span, shape.remainder)
-
-
-def _block_rows(geometry: Geometry) -> float:
-    """Rows of a block that are wanted: all of them, fewer in a view."""
-    return geometry.rows_per_block if geometry.is_even else geometry.mean_rows
 
 
 def _default_span(rows_per_block: float, shape: BatchShape) -> int:
@@ -188,7 +183,7 @@ def slots(plan: Plan, owned_lanes: int, owned_strands: int, rows_at_once: int) -
     if order.kind != "lanes":
         return max(2, min(plan.geometry.blocks, 2 * -(-rows_at_once // per_block) + 2, 64))
     strands = owned_lanes * owned_strands
-    rows = _block_rows(plan.geometry)
+    rows = plan.geometry.block_rows
     if not plan.geometry.is_even:
         rows /= 1.5  # blocks that bring few rows come in runs
     live = math.ceil(order.span / rows) + 2 if per_block > 1 else 0
@@ -199,14 +194,17 @@ def slots(plan: Plan, owned_lanes: int, owned_strands: int, rows_at_once: int) -
 
 
 def warn_of_source_order(manifest: Manifest, batch_rows: int) -> None:
-    """Source order on a shuffled layout decodes a block for nearly every sample: say so."""
+    """Source order on a shuffled layout decodes a block for nearly every sample: say so (less in small windows)."""
     blocks = manifest.blocks
+    if manifest.layout == "window" and isinstance(manifest.window, int):
+        blocks = min(blocks, max(1, round(manifest.window / manifest.rows_per_block)))
     touched = blocks * (1 - (1 - 1 / blocks) ** batch_rows)
     factor = touched * manifest.rows_per_block / batch_rows
     if factor > 2:
         warnings.warn(
-            f"source order on a cache of shuffled layout decodes about {factor:.0f} times as many rows as it yields; "
-            "build the cache with layout='source', or read it with order='stored', each row once in the cheapest order",
+            f"source order on a cache of {manifest.layout} layout decodes about {factor:.0f} times as many rows as it "
+            "yields; build the cache with layout='source', or read it with order='stored', each row once in the "
+            "cheapest order",
             ShardCacheWarning,
             stacklevel=3,
         )

@@ -62,14 +62,23 @@ class Strand:
         self._ready = self._next_window()
 
     def _even(self) -> "_EvenStarts":
-        """All blocks are of one size but for those at the ends of pieces, of which this strand may have a part."""
-        ordinals = np.unique(np.concatenate([self._ends - self._pieces.blocks, self._ends - 1]))
+        """All blocks are of one size but for short ones, and those at the ends of pieces, which may be parts."""
+        ordinals = np.unique(np.concatenate([self._ends - self._pieces.blocks, self._ends - 1, self._short()]))
         missing = self._geometry.rows_per_block - self._part(ordinals)[1]
         places = self._order.inverse(ordinals[missing > 0])
         by_place = np.argsort(places)
         return _EvenStarts(
             self._geometry.rows_per_block, self._blocks, places[by_place], missing[missing > 0][by_place]
         )
+
+    def _short(self) -> Integers:
+        """The ordinals of blocks that are short whichever part of them this strand has."""
+        short, first = self._geometry.short_blocks(), self._pieces.block
+        low, high = np.searchsorted(short, first), np.searchsorted(short, first + self._pieces.blocks)
+        piece = np.repeat(np.arange(len(first)), high - low)
+        found = np.arange(len(piece)) - np.repeat(np.cumsum(high - low) - high, high - low)
+        ordinals: Integers = (self._ends - self._pieces.blocks)[piece] + short[found] - first[piece]
+        return ordinals
 
     def _uneven(self) -> "_UnevenStarts":
         return _UnevenStarts(self._part(self._order.forward(np.arange(self._blocks)))[1])
@@ -145,6 +154,7 @@ class _EvenStarts:
     def __init__(self, per_block: int, blocks: int, short: Integers, missing: Integers) -> None:
         self._per_block, self._blocks, self._short = per_block, blocks, short
         self._missing: Integers = np.concatenate([[0], np.cumsum(missing)])
+        self._short_starts = short * per_block - self._missing[:-1]
         self.total = blocks * per_block - int(self._missing[-1])
 
     def of(self, places: Integers) -> Integers:
@@ -152,9 +162,10 @@ class _EvenStarts:
         return places * self._per_block - missing
 
     def places(self, above: int, below: int) -> Integers:
-        """Every place that starts above one number and below another, and a few more."""
-        first = max(0, above // self._per_block + 1)
-        last = min(self._blocks, -(-(below + int(self._missing[-1])) // self._per_block))
+        """Every place that starts above one number and below another, and perhaps one more."""
+        before_first, before_last = self._missing[np.searchsorted(self._short_starts, [above, below], side="right")]
+        first = max(0, (above + int(before_first)) // self._per_block + 1)
+        last = min(self._blocks, -(-(below + int(before_last)) // self._per_block))
         return np.arange(min(first, last), last)
 
 

@@ -135,7 +135,8 @@ def fingerprint(
 
 def decisive(build_options: Mapping[str, Any]) -> dict[str, Any]:
     """The build options that decide about the bytes."""
-    defaults = {"layout": "shuffled", "seed": 0, "codec": "auto", "block_bytes": None}
+    defaults = {"layout": "shuffled", "seed": 0, "shuffle_window": None, "codec": "auto", "block_bytes": None}
+    defaults["on_error"] = "raise"
     return {key: build_options.get(key, default) for key, default in defaults.items()}
 
 

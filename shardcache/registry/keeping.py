@@ -43,7 +43,7 @@ def _kept(slot: Slot) -> Kept:
     state = "published" if slot.is_published else "unfinished"
     try:
         if slot.is_published:
-            samples, made = slot.manifest().samples, (slot.path / "manifest.json").stat().st_mtime
+            samples, made = slot.manifest().kept, (slot.path / "manifest.json").stat().st_mtime
     except CacheError:
         state = "damaged"
     places = [slot.path, slot.path.with_name(f"{slot.key}.partial"), *replaced(slot.path)]

@@ -79,7 +79,8 @@ def _difference(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, in
         return "differs", f"the dataset has {source.samples} samples now, the cache has {cache.manifest.samples}"
     split = splitter(cache.manifest.structure)
     for index in indices:
-        live = source.read(index)
+        at = cache.source_index(index)
+        live = source.read(at)
         kept = open_cache(cache.path, types=tuple(set(_records(live))))[index]
         now: list[Any] = []
         then: list[Any] = []
@@ -88,7 +89,7 @@ def _difference(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, in
         for column, new, old in zip(cache.manifest.columns, now, then, strict=True):
             if columns.encode(column, [new]) != columns.encode(column, [old]):
                 return "differs", (
-                    f"sample {index}, column {column.name.strip('/') or 'sample'!r}: the dataset gives {_short(new)} "
+                    f"sample {at}, column {column.name.strip('/') or 'sample'!r}: the dataset gives {_short(new)} "
                     f"now, the cache holds {_short(old)}. The data changed where no fingerprint looks, or the dataset "
                     "is random; rebuild=True builds anew"
                 )

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +107,27 @@ class NoFork(Made):
 
     def __reduce__(self) -> Any:
         raise TypeError("this dataset holds a database connection")
+
+
+class Flawed:
+    """``size`` samples, of which some cannot be read, and every third of those not be stored."""
+
+    def __init__(self, size: int, bad: Iterable[int], offset: int = 0) -> None:
+        self.size, self.bad, self.offset = size, frozenset(bad), offset
+        self.stop_after, self.reads = -1, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.reads += 1
+        if self.reads == self.stop_after:
+            raise KeyboardInterrupt
+        if index in self.bad and index % 6:
+            raise ValueError(f"no sample {index}")
+        x = np.full((3, 4), index + self.offset, np.float32)
+        return {"x": x, "number": {index} if index in self.bad else index, "text": "x" * (index % 5)}
+
+
+def flawed(offset: int = 0) -> Flawed:
+    return Flawed(300, {*range(3, 300, 17), *range(120, 150), 0, 299}, offset)

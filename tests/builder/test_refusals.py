@@ -176,7 +176,7 @@ def test_a_factory_that_raises_says_with_which_arguments(tmp_path, leaves_nothin
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"layout": "sorted"}, "'shuffled' or 'source'"),
+        ({"layout": "sorted"}, "'shuffled', 'source' or 'window'"),
         ({"seed": 1.5}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"codec": "gzip"}, "codec 'gzip'"),

@@ -34,6 +34,21 @@ def test_a_module_or_a_file_of_the_current_folder_is_found(folder: Path, run: Ru
     assert len(shardcache.open(folder / "made")) == 20
 
 
+def test_bad_samples_are_left_out_listed_and_counted(folder: Path, run: Run):
+    result = run("build", "datasets_here:Failing", "--out", "made", "--on-error", "skip", "--max-errors", "1")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("made: 19 samples (1 skipped) in 1 shard")
+    info = run("info", "made").stdout
+    assert info.startswith("made: 19 samples (1 skipped), ")
+    assert "'shardcache info made --skipped' lists the samples that the build skipped, and why" in info
+    assert run("info", "made", "--skipped").stdout.split() == "index error message 7 KeyError 'no\\nfile 7'".split()
+    listed = [{"index": 7, "error": "KeyError", "message": "'no\\nfile 7'"}]
+    assert json.loads(run("info", "made", "--skipped", "--json").stdout) == listed
+    assert json.loads(run("info", "made", "--json").stdout)["skipped"] == 1
+    again = ["build", "datasets_here:Failing", "--out", "again", "--on-error", "skip", "--max-errors"]
+    assert "max_errors allows 0: sample 7: KeyError" in error_of(run(*again, "0"))
+
+
 def test_a_dataset_that_exists_already_needs_no_call(folder: Path, run: Run):
     assert run("build", "datasets_here:ready", "--out", "made").exit_code == 0
     assert len(shardcache.open(folder / "made")) == 5

@@ -68,6 +68,7 @@ CODECS = ["none", "zstd", "zstd:3", "zstd:22", "zstd:-50", "zstd:23", "zstd:9999
 CODECS += ["zstd:0x3", "zstd:٣", "lz4", "pickle", "none:3", "auto"]
 SHAPES = [[], [0], [None], [None, None], [2**40], [2**40, 2**40], [2**62, 4], [2**32, 2**32], [-1], [1] * 64, [1] * 65]
 SHAPES += [[None] * 64, [None] * 1000, [0, 2**62], [2**20, None, 2**20], [16, 10, 4], [10, 16, 3], [480], [1.0], ["1"]]
+TEXTS += ["AA==", "AAAA", "gAE=", "oAE=", "/w==", "////", "A" * 4096, "AAAA" * 1000]
 OTHERS: list[Any] = [None, True, False, [], {}, [[]], [None], {"": None}, {"type": "leaf"}, float("nan"), float("inf")]
 
 Content = dict[str, Any]
@@ -201,6 +202,19 @@ def catalogue(whole: Content) -> list[bytes | int]:
         1 << 32,
         1 << 40,
     ]
+    rows = "A" * (spec.MAX_SKIPPED * 4 // 3 // 4 * 4)
+    skipped = {"count": len(rows) * 3 // 4, "rows": rows}
+    one = {"samples": 2**31, "blocks_per_shard": 2**32, "shards": whole["shards"][:1]}
+    found += [
+        signed({**whole, **seals, "skipped": skipped}),
+        signed({**whole, **one, "skipped": skipped}),
+        signed({**whole, **one, "skipped": skipped, "layout": "window", "window": 3}),
+        signed({**whole, "skipped": {"count": 2**20, "rows": "gA" * (2 << 20)}}),
+        signed({**whole, "skipped": {"count": 1, "rows": "A" * (5 << 20)}}),
+        signed({**whole, "skipped": [["AA=="] * 200_000]}),
+        signed({**whole, "layout": "window", "window": 2**48}),
+        signed({**whole, "layout": "window", "window": 1}),
+    ]
     found += [
         b"",
         b"null",
@@ -243,10 +257,11 @@ class Hostile:
         self.path, self.seed = path, seed
         self.manifest = path / spec.MANIFEST_NAME
         self.content: Content = json.loads(self.manifest.read_bytes())
+        self.skipping: Content = {**self.content, "skipped": {"count": 3, "rows": "AAUB"}}  # rows 0, 6, 8
 
     def __call__(self, number: int) -> Outcome:
         draw = random.Random(f"{self.seed} {number}")
-        self.write(fuzzed(draw, self.content))
+        self.write(fuzzed(draw, draw.choice([self.content, self.skipping])))
         return self.use(number % VERIFY_EVERY == 0)
 
     def made(self, data: bytes | int) -> Outcome:

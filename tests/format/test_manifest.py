@@ -202,6 +202,28 @@ WRONG = [
     (put("shards.1.sha256", ""), "'shards' has an entry 1"),
     (put("shards.1.path", "/etc/passwd"), "path"),
     (put("shards", []), "'shards' must have 3 entries, has 0"),
+    (put("layout", "window"), "'window' must be there with layout 'window'"),
+    (put("window", 10), "'window' must be there with layout 'window' and no other"),
+    (put("window", None), "window"),
+    (put("skipped", None), "skipped"),
+    (put("skipped", {"count": 1}), "skipped"),
+    (put("skipped", {"count": 1, "rows": "AA==", "path": "x"}), "path"),
+    (put("skipped", {"count": 0, "rows": ""}), r"'skipped' must have a count of 1\.\.999, was 0"),
+    (put("skipped", {"count": 1000, "rows": "A" * 2000}), "was 1000"),
+    *[
+        (put("skipped", {"count": count, "rows": rows}), f"'skipped' has no list of rows: .*{what}")
+        for count, rows, what in [
+            (1, "AA", "padding"),
+            (1, "\u00e9", "ASCII"),
+            (2, "AA==", "1 bytes where 2 rows are listed"),
+            (1, "AAA=", "more than 1 rows"),
+            (2, "gAGA", "a number without an end"),
+            (2, "gAAB", "longer than it must be"),
+            (1, "//////////8B", "longer than it must be"),
+            (2, "gICAAQ==", "1 rows where 2 are listed"),
+            (1, "6Ac=", "a row that is not one of 1000"),
+        ]
+    ],
 ]
 
 
@@ -318,7 +340,9 @@ class TestReading:
         """Parsed, a megabyte of it would take twenty."""
         content = as_json()
         content["written_by"] = {str(number): "" for number in range(300_000)}
-        with pytest.raises(ManifestError, match=r"here: \d+ bytes beside 'shards', must be at most 2097152"):
+        with pytest.raises(
+            ManifestError, match=r"here: \d+ bytes beside 'shards' and 'skipped', must be at most 2097152"
+        ):
             decode(signed(content))
 
     def test_a_named_pipe_does_not_block(self, path):

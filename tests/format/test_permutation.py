@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shardcache.format import spec
 from shardcache.format.manifest import layout_permutation
-from shardcache.format.permutation import MAX_LENGTH, Permutation, derive, mix, random_words
+from shardcache.format.permutation import MAX_LENGTH, Permutation, Windows, derive, mix, random_words
 
 lengths = st.one_of(
     st.integers(1, 300), st.integers(1, 2**48), st.sampled_from([2**k + d for k in (1, 8, 40) for d in (-1, 0, 1)])
@@ -103,3 +103,23 @@ def test_a_shuffled_order_looks_like_one():
         order = Permutation(n, key).forward(np.arange(n))
         assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 0.06
         assert (np.abs(np.diff(order)) == 1).sum() < 12
+
+
+@given(st.integers(1, 500), st.integers(1, 60), st.integers(0, 2**64 - 1))
+def test_windows_are_permutations_of_their_own(length, window, key):
+    windows, rows = Windows(length, window, key), np.arange(length)
+    expected = np.concatenate(
+        [
+            start
+            + Permutation(min(window, length - start), derive(key, number)).forward(rows[: min(window, length - start)])
+            for number, start in enumerate(range(0, length, window))
+        ]
+    )
+    assert windows.forward(rows).tolist() == expected.tolist() == [windows.forward(row) for row in range(length)]
+    assert windows.inverse(expected).tolist() == rows.tolist() == [windows.inverse(int(row)) for row in expected]
+
+
+def test_many_small_windows_cost_no_more_than_one_large_one():
+    rows = np.arange(1_000_000)
+    found = Windows(1_000_000, 3, 7).forward(rows)
+    assert (np.abs(found - rows) <= 2).all()

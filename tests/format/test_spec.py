@@ -1,5 +1,6 @@
 """The specification's text: what it says is what the code does, and enough to write a reader from."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -32,6 +33,9 @@ def test_the_numbers_in_the_text_are_those_of_the_code():
         (compression.MAX_RATIO == 2**15, "2^15 times as long"),
         (block.PREFIX_BYTES == 16, "16 bytes of prefix"),
         (MASKED == 0x10, "0x10 is added"),
+        (spec.MAX_SKIPPED == 2**20, "2^20 skipped rows"),
+        (spec.MAX_MANIFEST_BYTES == 16 << 20, "has at most 16 MiB"),
+        (spec.MAX_SKIPPED_BYTES == 4 << 20, "at most 4 MiB"),
         (NO_VALUE == 0xFF, "or 0xFF where the block has no value"),
     ]:
         assert number, words
@@ -64,10 +68,33 @@ class BareReader:
 
     def row_of(self, index: int) -> int:
         m = self.m
+        skipped = self.skipped_rows()
+        kept = sorted((self.source_of(row), row) for row in range(m["samples"]) if row not in skipped)
+        return kept[index][1]
+
+    def source_of(self, row: int) -> int:
+        m = self.m
         if m["layout"] == "source":
-            return index
+            return row
+        if m["layout"] == "window":
+            number, place = divmod(row, m["window"])
+            key = _mix((m["seed"] + 0x9E3779B97F4A7C15 + 0x57494E444F57) % 2**64)
+            key = _mix((key + 0x9E3779B97F4A7C15 + number) % 2**64)
+            first = number * m["window"]
+            return first + by_the_book(min(m["window"], m["samples"] - first), key, place)
         mixed = _mix((m["seed"] + 0x9E3779B97F4A7C15 + 0x4C41594F5554) % 2**64)
-        return next(row for row in range(m["samples"]) if by_the_book(m["samples"], mixed, row) == index)
+        return by_the_book(m["samples"], mixed, row)
+
+    def skipped_rows(self) -> set[int]:
+        rows, row, number, shift = set(), -1, 0, 0
+        for byte in base64.b64decode(self.m.get("skipped", {"rows": ""})["rows"]):
+            number |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                row += number + 1
+                rows.add(row)
+                number = shift = 0
+        return rows
 
     def value(self, env: Any, number: int, key: bytes) -> bytes:
         with env.begin() as txn:
@@ -117,8 +144,9 @@ def _mix(w: int) -> int:
     return w ^ w >> 31
 
 
-@pytest.mark.parametrize("layout", ["shuffled", "source"])
-def test_a_reader_that_was_written_from_the_text_reads_a_cache(layout, tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["shuffled", "source", "window"])
+@pytest.mark.parametrize("bad", [[], [*range(0, 60, 7), *range(100, 140)]], ids=["", "skipping"])
+def test_a_reader_that_was_written_from_the_text_reads_a_cache(layout, bad, tmp_path, monkeypatch):
     monkeypatch.setattr(spec, "MIN_SHARD_BYTES", 3000)
     samples = [
         {
@@ -131,11 +159,15 @@ def test_a_reader_that_was_written_from_the_text_reads_a_cache(layout, tmp_path,
         }
         for index in range(150)
     ]
-    shardcache.build(samples, tmp_path / "c", layout=layout, seed=5, block_bytes=2000, progress=False)
+    options = {"shuffle_window": 11} if layout == "window" else {}
+    options |= {"on_error": "skip", "max_errors": 49} if bad else {}
+    source = [object() if index in bad else sample for index, sample in enumerate(samples)]
+    samples = [sample for index, sample in enumerate(samples) if index not in bad]
+    shardcache.build(source, tmp_path / "c", layout=layout, seed=5, block_bytes=2000, progress=False, **options)
     reader = BareReader(tmp_path / "c")
     assert len(reader.m["shards"]) > 1
     names = [column["name"] for column in reader.m["columns"]]
-    for index in (0, 1, 3, 17, 149):
+    for index in (0, 1, 3, 17, len(samples) - 1):
         for position, name in enumerate(names):
             want = samples[index].get(name, "absent")
             got = reader.leaf(index, position)

@@ -133,6 +133,8 @@ def images(i: int) -> Any:
     return image, None if i % 3 else Image.new("L", (i, 0))
 
 
+SKIPPING = {"on_error": "skip", "max_errors": 40, "layout": "window", "shuffle_window": 5, "block_bytes": 90}
+
 # name: (how many samples, sample of an index, options of the build)
 CONTENTS: dict[str, tuple[int, Callable[[int], Any], dict[str, Any]]] = {
     "plain": (90, plain, {"seed": 11, "block_bytes": 700}),
@@ -145,6 +147,7 @@ CONTENTS: dict[str, tuple[int, Callable[[int], Any], dict[str, Any]]] = {
     "large": (8, large, {"layout": "source", "codec": "zstd:19", "block_bytes": 1 << 30}),
     "images": (36, images, {"layout": "source"}),
     "quantized": (4, lambda i: quantized(i), {}),
+    "skipping": (90, lambda i: set() if i % 7 == 3 or 40 <= i < 60 else (i, "text" * (i % 3)), SKIPPING),
     "root": (20, lambda i: i * 3, {"codec": "none"}),
 }
 
@@ -159,3 +162,8 @@ def quantized(i: int) -> Any:
 def samples(name: str) -> list[Any]:
     count, make, _ = CONTENTS[name]
     return [make(index) for index in range(count)]
+
+
+def kept(name: str) -> list[Any]:
+    """The samples that are in the cache: all but the sets, which cannot be stored."""
+    return [sample for sample in samples(name) if not isinstance(sample, set)]

@@ -26,6 +26,7 @@ from shardcache.errors import (
 )
 from shardcache.format import block, manifest, pages, shard, spec
 from shardcache.format.block import Place
+from shardcache.format.manifest import Skipped
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 START, END = "<!-- tests/integrity/catalogue.py writes this table -->\n", "<!-- up to here -->\n"
@@ -196,6 +197,30 @@ FAULTS = [
         ManifestError,
         "'shards' must have … entries, has 1",
         lambda p: resealed(p, shards=manifest.read(p).shards[:1]),
+    ),
+    Fault(
+        "a window without the layout of that name",
+        ManifestError,
+        "'window' must be there with layout 'window' and no other",
+        lambda p: resealed(p, window=4),
+    ),
+    Fault(
+        "more skipped rows than there are rows",
+        ManifestError,
+        "'skipped' must have a count of 1..159, was 160",
+        lambda p: resealed(p, skipped=Skipped(160, "AA==")),
+    ),
+    Fault(
+        "skipped rows that nobody can read",
+        ManifestError,
+        "'skipped' has no list of rows: …",
+        lambda p: resealed(p, skipped=Skipped(2, "AA==")),
+    ),
+    Fault(
+        "a skipped row that is none of the cache's",
+        ManifestError,
+        "'skipped' has no list of rows: a row that is not one of 160",
+        lambda p: resealed(p, skipped=Skipped(1, "oAE=")),
     ),
     Fault(
         "a shard is gone",

@@ -51,7 +51,7 @@ def indices(cache: Cache, buffer: Arena, wanted: Rows) -> list[int]:
 
 
 def expected(cache: Cache, wanted: Rows) -> list[int]:
-    return cache.source_indices(wanted.block * PER_BLOCK + wanted.offset).tolist()  # type: ignore[no-any-return]
+    return cache.indices_of(wanted.block * PER_BLOCK + wanted.offset).tolist()  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_every_column_of_any_dtype_is_gathered_to_the_bit(cache_of: CacheOf, blo
     order = np.random.default_rng(0).permutation(150)
     block, offset = np.divmod(order, cache.manifest.rows_per_block)
     wanted = rows(block.tolist(), offset.tolist())
-    sources = cache.source_indices(order).tolist()
+    sources = cache.indices_of(order).tolist()
     tensors = [field for field in cache.schema if field.batch == TENSOR]
     outs = [torch.empty((150, *field.shape), dtype=torch_dtype(field)) for field in tensors]
     values = buffer.take(wanted, outs)

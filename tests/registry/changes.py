@@ -334,6 +334,8 @@ CHANGES = [
     _options("`layout=`", layout="source"),
     _options("`seed=`", seed=1),
     _options("`codec=`", codec="none"),
+    _options("`on_error=`", on_error="skip"),
+    _options("`max_errors=`", False, max_errors=5),
     _options("`block_bytes=`", block_bytes=4096),
     _options("`num_workers=`", False, num_workers=4),
     _options("`version=`, where there was none", version="2"),
