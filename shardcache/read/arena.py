@@ -73,7 +73,7 @@ class Arena:
 
     def _runs(self, rows: Rows) -> Iterator[tuple[slice, Rows]]:
         """``rows`` in runs whose blocks fit into the arena together; in most cases, one."""
-        if not self._keep or len(rows.visit) <= self._slots or len(np.unique(rows.visit)) <= self._slots:
+        if not self._keep or len(rows.visit) <= self._slots or len(set(rows.visit.tolist())) <= self._slots:
             yield slice(0, len(rows.visit)), rows
             return
         for start in range(0, len(rows.visit), self._slots):

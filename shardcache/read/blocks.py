@@ -48,6 +48,11 @@ class Blocks:
         self._indices: dict[int, bytes] = {}  # of a shard: a form for each (block, column)
         self._shards: dict[int, tuple[Path, ShardSeal, str, str, int | None]] = {}
 
+    def read_by(self, io: str) -> None:
+        """Read by ``io`` from now on."""
+        self.io = io
+        self._shards.clear()
+
     def read(
         self,
         number: int,

@@ -38,7 +38,8 @@ def open(path: str | os.PathLike[str], *, types: Sequence[type] = (), io: str = 
         io: how values are read. ``"mmap"``: where they lie in a memory map of the shard; a file that is truncated or
             fails *while* it is read ends the process with SIGBUS, as with every memory map. ``"pread"``: copied from
             the file, so that this is a :class:`~shardcache.DamagedError`. ``"auto"``: ``"pread"`` on network file
-            systems and FUSE, else ``"mmap"``.
+            systems, on FUSE, and where a :class:`~shardcache.CachedDataset` is read in a worker process; else
+            ``"mmap"``.
 
     Raises:
         UsageError: one of ``types`` is neither a dataclass nor a namedtuple, or ``io`` is none of these.
@@ -231,6 +232,15 @@ class Cache(Dataset[Any]):
     def with_io(self, io: str) -> "Cache":
         """The same cache or view, read in another way: ``"auto"``, ``"mmap"`` or ``"pread"`` (see ``open``)."""
         return self._again(self._selected, io)
+
+    def read_as_worker(self) -> None:
+        """Read without maps where nobody asked for them: this process is a worker, and does nothing else.
+
+        Every page of a map that a process ever looked at counts as its memory, up to all of the shards that it has
+        open; and a worker looks at most pages once, when to map one costs more than to copy it.
+        """
+        if self._io == "auto":
+            self.blocks.read_by("pread")
 
     def _again(self, selected: Integers | None, io: str) -> "Cache":
         """A view of what this one holds, whatever is at its path by now."""

@@ -293,6 +293,7 @@ class CachedDataset(IterableDataset[Any]):
         if worker.is_process:
             torch.set_num_threads(1)
             end_with_parent()
+            self.cache.read_as_worker()
         epoch, start, announced = self._epochs.begin(worker)
         warn = self._is_shuffled and worker.number == 0 and not announced
         identity = {**self.identity(), "worker": worker.number, "workers": worker.workers}

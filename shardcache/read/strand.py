@@ -63,7 +63,8 @@ class Strand:
 
     def _even(self) -> "_EvenStarts":
         """All blocks are of one size but for short ones, and those at the ends of pieces, which may be parts."""
-        ordinals = np.unique(np.concatenate([self._ends - self._pieces.blocks, self._ends - 1, self._short()]))
+        found = np.concatenate([self._ends - self._pieces.blocks, self._ends - 1, self._short()])
+        ordinals = np.array(sorted(set(found.tolist())), np.int64)  # np.unique would load numpy.ma into each worker
         missing = self._geometry.rows_per_block - self._part(ordinals)[1]
         places = self._order.inverse(ordinals[missing > 0])
         by_place = np.argsort(places)

@@ -24,6 +24,7 @@ class Transform:
     """A callable and whether it takes ``rng``: ``apply(value, key)`` calls it with the randomness of ``key``."""
 
     def __init__(self, call: Callable[..., Any], name: str) -> None:
+        _ = np.random  # NumPy loads it when it is asked for: here, and not in each forked worker
         if not callable(call):
             raise UsageError(f"{name} must be callable, was {type(call).__qualname__}")
         self.call, self.name = call, name

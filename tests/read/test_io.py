@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -146,3 +148,41 @@ def test_descriptors_are_bounded_and_closed(copied: Path):
     del cache
     leases.close_all()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _modules_and_maps(batch: object) -> tuple[list[str], int]:
+    shards = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "shard-" in line}
+    return sorted(sys.modules), len(shards)
+
+
+@pytest.mark.parametrize(("io", "maps"), [("auto", False), ("mmap", True)])
+def test_a_worker_maps_shards_only_where_that_was_asked_for(cache_of: CacheOf, io: str, maps: bool):
+    dataset = CachedDataset(
+        cache_of("numbers").path,
+        batch_size=16,
+        shuffle=True,
+        io=io,
+        shuffle_buffer=64,
+        batch_transform=_modules_and_maps,
+    )
+    leases.close_all()  # what this process has mapped, a forked one has too
+    gc.collect()
+    assert [bool(mapped) for _, mapped in dataset.loader(2)] == [maps] * len(dataset)
+
+
+def test_a_forked_worker_loads_no_module_of_its_own(cache_of: CacheOf):
+    """Each worker would have it in memory of its own."""
+    program = f"""if True:
+        import sys
+        from tests.read.test_io import _modules_and_maps
+        from shardcache import CachedDataset
+
+        dataset = CachedDataset(
+            {str(cache_of("numbers").path)!r}, batch_size=16, shuffle=True, shuffle_buffer=64,
+            batch_transform=_modules_and_maps,
+        )
+        workers = [name for names, _ in dataset.loader(1, multiprocessing_context="fork") for name in names]
+        print(sorted(set(workers) - set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout
