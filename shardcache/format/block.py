@@ -10,10 +10,13 @@ import xxhash
 from shardcache.errors import BuildError, DamagedBlockError
 from shardcache.format import compression, spec
 
-_PREFIX = struct.Struct("<Q6sBB")
+_PREFIX = struct.Struct("<QQ")
+_CODEC_BIT = 48
 _KEY = struct.Struct(">IHH")
 _SHARD = struct.Struct("<I")
 PREFIX_BYTES = _PREFIX.size
+_PIECE_BYTES = 256 << 10  # copied and hashed while they are in the processor's cache
+_SMALL_BYTES = 16 << 10  # are copied before another thread could have begun to run
 
 Body = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -34,7 +37,7 @@ class Place:
 
     def seed(self) -> int:
         """The seed of the value's hash."""
-        return xxhash.xxh3_64_intdigest(b"".join((self.cache_id, _SHARD.pack(self.shard), self.key)))
+        return xxhash.xxh3_64_intdigest(self.cache_id + _SHARD.pack(self.shard) + self.key)
 
     def __str__(self) -> str:
         if self.key == spec.INDEX_KEY:
@@ -55,7 +58,7 @@ def seal(body: bytes, level: int | None, place: Place) -> bytearray:
             codec, stored = compression.ZSTD, compressed
     value = bytearray(PREFIX_BYTES + len(stored))
     value[PREFIX_BYTES:] = stored
-    _PREFIX.pack_into(value, 0, 0, len(body).to_bytes(6, "little"), codec, 0)
+    _PREFIX.pack_into(value, 0, 0, len(body) | codec << _CODEC_BIT)
     digest = xxhash.xxh3_64_intdigest(memoryview(value)[8:], seed=place.seed())
     value[:8] = digest.to_bytes(8, "little")
     return value
@@ -65,14 +68,14 @@ def body_bytes(value: memoryview, place: Place) -> int:
     """Check a stored value and return the length of its body."""
     if len(value) < PREFIX_BYTES:
         raise damaged(place, f"{len(value)} bytes, at least {PREFIX_BYTES} were stored")
-    digest, length, codec, zero = _PREFIX.unpack_from(value)
-    found = xxhash.xxh3_64_intdigest(value[8:], seed=place.seed())
+    digest, head = _head(value)
+    found = xxhash.xxh3_64_intdigest(value[8:], place.seed())
     if found != digest:
-        raise damaged(place, f"stored checksum 0x{digest:016x} differs from 0x{found:016x}")
-    size = int.from_bytes(length, "little")
+        raise _differs(place, digest, found)
+    size, codec = head & ((1 << _CODEC_BIT) - 1), head >> _CODEC_BIT
     # No frame can hold more than MAX_RATIO times its size, so nobody can ask for memory that they did not pay for.
     largest = min(spec.MAX_BODY_BYTES, (len(value) - PREFIX_BYTES) * compression.MAX_RATIO)
-    if codec not in (compression.NONE, compression.ZSTD) or zero or size > largest:
+    if codec not in (compression.NONE, compression.ZSTD) or size > largest:
         raise damaged(place, f"a prefix with codec {codec} and {size} bytes")
     if codec == compression.NONE and size != len(value) - PREFIX_BYTES:
         raise damaged(place, f"{len(value) - PREFIX_BYTES} bytes where {size} were stored")
@@ -81,10 +84,13 @@ def body_bytes(value: memoryview, place: Place) -> int:
 
 def open_into(value: memoryview, out: memoryview, place: Place) -> None:
     """Check a stored value and put its body into ``out``, which must have the body's length."""
+    if _is_plain(value) and len(value) == PREFIX_BYTES + len(out):
+        _copy(value, out, place)
+        return
     size = body_bytes(value, place)
     if size != len(out):
         raise damaged(place, f"a body of {size} bytes where the block needs {len(out)}")
-    _fill(value, out, place)
+    _decompress(value, out, place)
 
 
 def open_body(value: memoryview, place: Place, most: int = spec.MAX_BODY_BYTES, *, borrow: bool = False) -> Body:
@@ -92,25 +98,59 @@ def open_body(value: memoryview, place: Place, most: int = spec.MAX_BODY_BYTES, 
 
     A body of more than ``most`` bytes is refused before there is memory for it.
     """
+    is_plain = _is_plain(value)
+    if is_plain and not borrow and len(value) - PREFIX_BYTES <= most:
+        out = np.empty(len(value) - PREFIX_BYTES, np.uint8)
+        _copy(value, out.data, place)
+        return out
     size = body_bytes(value, place)
     if size > most:
         raise damaged(place, f"a body of {size} bytes where there can be {most} at most")
-    if borrow and size and value[14] == compression.NONE:
+    if is_plain:
         return np.frombuffer(value[PREFIX_BYTES:], np.uint8)
     out = np.empty(size, np.uint8)
-    _fill(value, out.data, place)
+    _decompress(value, out.data, place)
     return out
 
 
-def _fill(value: memoryview, out: memoryview, place: Place) -> None:
+def _is_plain(value: memoryview) -> bool:
+    """Whether a value says that its body is stored as it is."""
+    return len(value) >= PREFIX_BYTES and _head(value)[1] == len(value) - PREFIX_BYTES
+
+
+def _head(value: memoryview) -> tuple[int, int]:
+    """The hash of a value; the length of its body and, from bit 48 on, its codec."""
+    digest, head = _PREFIX.unpack_from(value)
+    return digest, head
+
+
+def _copy(value: memoryview, out: memoryview, place: Place) -> None:
+    """Copy a plain body, and check the copy: bytes that change meanwhile in the file do not get past the hash."""
+    hasher = xxhash.xxh3_64(value[8:PREFIX_BYTES], place.seed())
     stored = value[PREFIX_BYTES:]
-    if value[14] == compression.NONE:
-        np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(stored, np.uint8))  # other threads run meanwhile
-        return
+    if len(out) <= _SMALL_BYTES:
+        out[:] = stored
+        hasher.update(out)
+    else:
+        source, target = np.frombuffer(stored, np.uint8), np.frombuffer(out, np.uint8)
+        for start in range(0, len(out), _PIECE_BYTES):
+            piece = target[start : start + _PIECE_BYTES]
+            np.copyto(piece, source[start : start + _PIECE_BYTES])  # other threads run meanwhile
+            hasher.update(piece.data)
+    digest, found = _head(value)[0], hasher.intdigest()
+    if found != digest:
+        raise _differs(place, digest, found)
+
+
+def _decompress(value: memoryview, out: memoryview, place: Place) -> None:
     try:
-        compression.decompress_into(stored, out)
+        compression.decompress_into(value[PREFIX_BYTES:], out)
     except compression.FrameError as error:
         raise damaged(place, str(error)) from None
+
+
+def _differs(place: Place, digest: int, found: int) -> DamagedBlockError:
+    return damaged(place, f"stored checksum 0x{digest:016x} differs from 0x{found:016x}")
 
 
 def damaged(place: Place, what: str) -> DamagedBlockError:

@@ -22,6 +22,7 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -104,17 +105,17 @@ class _OpenShards:
         self._lock = threading.Lock()
         self._opening = threading.Lock()  # one at a time: threads that want the same shard find it open
 
-    def acquire(self, path: Path, seal: ShardSeal, name: str, io: str, dir_fd: int | None) -> OpenShard:
-        """The open, verified file at a path, or of its name in the directory that ``dir_fd`` has open."""
+    def acquire(self, file: "ShardFile") -> OpenShard:
+        """The open, verified file."""
         try:
-            status = os.stat(path if dir_fd is None else path.name, dir_fd=dir_fd, follow_symlinks=False)
+            status = os.stat(file.target, dir_fd=file.dir_fd, follow_symlinks=False)
         except OSError as error:
-            raise unreadable(path, name, error) from error
-        found = self._find(status, seal, io)
+            raise unreadable(file.path, file.name, error) from error
+        found = self._find(status, file)
         if found is None:
-            check_file(status, seal, name)
+            check_file(status, file.seal, file.name)
             with self._opening:
-                found = self._open(path, seal, name, io, dir_fd)
+                found = self._open(file)
         return found
 
     def close_all(self) -> None:
@@ -123,37 +124,38 @@ class _OpenShards:
             self._kept.clear()
             self._table_bytes = 0
 
-    def _find(self, status: os.stat_result, seal: ShardSeal, io: str) -> OpenShard | None:
-        inode = status.st_dev, status.st_ino, io
+    def _find(self, status: os.stat_result, file: "ShardFile") -> OpenShard | None:
+        inode = status.st_dev, status.st_ino, file.io
         with self._lock:
             found = self._kept.get(inode)
-            if found is None or found.proof != _proof(status, seal) or status.st_size != seal.file_bytes:
+            if found is None or found.proof != _proof(status, file.seal) or status.st_size != file.seal.file_bytes:
                 return None
             self._kept.move_to_end(inode)
             return found
 
-    def _open(self, path: Path, seal: ShardSeal, name: str, io: str, dir_fd: int | None) -> OpenShard:
+    def _open(self, file: "ShardFile") -> OpenShard:
         # Without O_NONBLOCK, a named pipe that was put there just now would make this wait for a writer.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        seal, name = file.seal, file.name
         try:
-            fd = os.open(path if dir_fd is None else path.name, flags, dir_fd=dir_fd)
+            fd = os.open(file.target, flags, dir_fd=file.dir_fd)
         except OSError as error:
-            raise unreadable(path, name, error) from error
+            raise unreadable(file.path, name, error) from error
         try:
             status = os.fstat(fd)
             check_file(status, seal, name)
-            found = self._find(status, seal, io)  # another thread has opened it in the meantime
+            found = self._find(status, file)  # another thread has opened it in the meantime
             if found is None:
                 structure, table = pages.table(fd, seal.file_bytes, name)
                 if structure != seal.structure:
                     raise damaged(name, f"the digest of its structure must be {seal.structure}, is {structure}")
-                found = OpenShard(fd, seal, _proof(status, seal), table, io)
-                self._keep((status.st_dev, status.st_ino, io), found)
+                found = OpenShard(fd, seal, _proof(status, seal), table, file.io)
+                self._keep((status.st_dev, status.st_ino, file.io), found)
             return found
         except ValueError as error:  # the map would be longer than the file
             raise damaged(name, f"was truncated while it was being opened: {error}") from error
         except OSError as error:
-            raise unreadable(path, name, error) from error
+            raise unreadable(file.path, name, error) from error
         finally:
             os.close(fd)
 
@@ -171,38 +173,58 @@ _shards = _OpenShards()
 close_all = _shards.close_all
 
 
-def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap", dir_fd: int | None = None) -> "ShardReader":
-    """A shard to read from within a ``with`` block; ``name`` stands for it in messages, as "shard 00012".
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """Where a shard lies and what it must be; ``name`` stands for it in messages, as "shard 00012".
 
     With ``dir_fd`` it is the file of that name in the directory that this descriptor has open, wherever it is now.
-
-    Leases are cheap, may be nested, and may be held by many threads at once. On entering:
-
-    Raises:
-        MissingShardError: there is no file at ``path``.
-        DamagedShardError: it is not the file that ``seal`` describes.
-        StorageError: the operating system refused (no permission, too many open files, no memory).
     """
-    return ShardReader(path, seal, name, io, dir_fd)
+
+    path: Path
+    seal: ShardSeal
+    name: str
+    io: str = "mmap"
+    dir_fd: int | None = None
+    target: str = field(init=False, repr=False)  # what the operating system is asked for
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", str(self.path) if self.dir_fd is None else self.path.name)
+
+    def lease(self) -> "ShardReader":
+        """To read from within a ``with`` block. Leases are cheap, may be nested, and held by many threads at once.
+
+        On entering:
+
+        Raises:
+            MissingShardError: there is no file at ``path``.
+            DamagedShardError: it is not the file that ``seal`` describes.
+            StorageError: the operating system refused (no permission, too many open files, no memory).
+        """
+        return ShardReader(self)
+
+
+def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap", dir_fd: int | None = None) -> "ShardReader":
+    """A lease on a shard that is read once: see :class:`ShardFile`."""
+    return ShardFile(path, seal, name, io, dir_fd).lease()
 
 
 class ShardReader:
-    """A lease on a shard, made by :func:`lease`.
+    """A lease on a shard, made by :meth:`ShardFile.lease`.
 
     What ``get`` returns with ``io="mmap"`` lies in the mapped file itself, which stays mapped as long as the view, or
     anything made of it, lives. Copy what you keep.
     """
 
-    __slots__ = ("_arguments", "_name", "_opened")
+    __slots__ = ("_file", "_opened")
 
-    def __init__(self, path: Path, seal: ShardSeal, name: str, io: str, dir_fd: int | None) -> None:
-        self._arguments, self._name = (path, seal, name, io, dir_fd), name
+    def __init__(self, file: ShardFile) -> None:
+        self._file = file
         self._opened: OpenShard | None = None
 
     def __enter__(self) -> Self:
         if self._opened is not None:
-            raise UsageError(f"{self._name}: this lease is held already; lease() gives another one")
-        self._opened = _shards.acquire(*self._arguments)
+            raise UsageError(f"{self._file.name}: this lease is held already; lease() gives another one")
+        self._opened = _shards.acquire(self._file)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -216,10 +238,10 @@ class ShardReader:
             UsageError: the lease has ended.
         """
         if self._opened is None:
-            raise UsageError(f"{self._name}: can be read only within its lease")
-        value = self._opened.get(key, self._name)
+            raise UsageError(f"{self._file.name}: can be read only within its lease")
+        value = self._opened.get(key, self._file.name)
         if value is None:
-            raise damaged(self._name, f"must have a value of key {key.hex()}, has none")
+            raise damaged(self._file.name, f"must have a value of key {key.hex()}, has none")
         return value
 
 

@@ -82,18 +82,17 @@ class Arena:
 
     def _load(self, rows: Rows) -> Integers:
         """See that the blocks of ``rows`` are here; returns the place of each row (slot * rows a block + offset)."""
-        visits = rows.visit.tolist()
-        if self._keep:
-            for visit in dict.fromkeys(visits):
-                if visit in self._slot_of:
-                    self._slot_of.move_to_end(visit)
+        distinct, first, which = np.unique(rows.visit, return_index=True, return_inverse=True)
+        visits = distinct.tolist()
         slots = list(map(self._slot_of.get, visits))
-        if None in slots:
-            for visit, block in dict(zip(visits, rows.block.tolist(), strict=True)).items():
-                if visit not in self._slot_of:
-                    self._fill(visit, block)
-            slots = list(map(self._slot_of.__getitem__, visits))
-        return np.array(slots, np.int64) * self._rows_per_block + rows.offset
+        if self._keep:
+            for visit, slot in zip(visits, slots, strict=True):
+                if slot is not None:
+                    self._slot_of.move_to_end(visit)
+        for at, block in enumerate(rows.block[first].tolist()):
+            if slots[at] is None:
+                slots[at] = self._fill(visits[at], block)
+        return np.array(slots, np.int64)[which] * self._rows_per_block + rows.offset
 
     def _release(self, rows: Rows) -> None:
         """Free the slots whose last row is among ``rows``."""
@@ -103,8 +102,8 @@ class Arena:
                 self._columns[slot] = {}
                 heapq.heappush(self._free, slot)
 
-    def _fill(self, visit: int, block: int) -> None:
-        """Decode a block into a slot."""
+    def _fill(self, visit: int, block: int) -> int:
+        """Decode a block into a slot; which."""
         if self._free:
             slot = heapq.heappop(self._free)
         elif self._keep:
@@ -122,6 +121,7 @@ class Arena:
             self._columns[slot] = {}
             self._unreadable.add(slot)
         self._slot_of[visit] = slot
+        return slot
 
     def _grow(self) -> int:
         """More blocks at once than the plan's bound says (many short ones): a few slots more, rather than no batch."""

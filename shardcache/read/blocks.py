@@ -1,7 +1,6 @@
 """From the manifest to decoded blocks: the only way in which readers reach a shard."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from shardcache.errors import UsageError
-from shardcache.format import block, leases, mounts, nested, spec
+from shardcache.format import block, mounts, nested, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
-from shardcache.format.leases import ShardReader
+from shardcache.format.leases import ShardFile, ShardReader
 from shardcache.format.manifest import Manifest
-from shardcache.format.pages import ShardSeal
 from shardcache.format.schema import ABSENT
 from shardcache.read.hold import Hold
 
@@ -46,7 +44,7 @@ class Blocks:
         self._cache_id = bytes.fromhex(manifest.cache_id)
         self._decode = nested.decoder(types)
         self._indices: dict[int, bytes] = {}  # of a shard: a form for each (block, column)
-        self._shards: dict[int, tuple[Path, ShardSeal, str, str, int | None]] = {}
+        self._files: dict[int, ShardFile] = {}
 
     def read_by(self, io: str) -> None:
         """Read by ``io`` from now on."""
@@ -81,12 +79,12 @@ class Blocks:
                     found[position] = self._rows(reader, number, position, forms[position], borrow)
         return found
 
-    def _lease(self, at: int) -> AbstractContextManager[ShardReader]:
-        where = self._shards.get(at)
-        if where is None:
+    def _lease(self, at: int) -> ShardReader:
+        file = self._files.get(at)
+        if file is None:
             path, dir_fd = self._directory / spec.shard_name(at), self._hold.directory if self._hold else None
-            where = self._shards[at] = path, self.manifest.shards[at], f"shard {at:05d}", self.io, dir_fd
-        return leases.lease(*where)
+            file = self._files[at] = ShardFile(path, self.manifest.shards[at], f"shard {at:05d}", self.io, dir_fd)
+        return file.lease()
 
     def _place(self, at: int, local: int, position: int, row: int | None = None) -> Place:
         key = block.value_key(local, position, row)

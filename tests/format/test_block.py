@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xxhash
 from hypothesis import given
@@ -32,6 +33,22 @@ def test_a_body_comes_back(body, level):
     out = bytearray(len(body))
     open_into(memoryview(value), memoryview(out), PLACE)
     assert out == body
+
+
+@pytest.mark.parametrize("size", [16 << 10, (16 << 10) + 1, 256 << 10, (600 << 10) + 5])
+def test_a_long_body_that_is_not_compressed_is_copied_whole_and_its_copy_checked(size):
+    body = np.random.default_rng(0).bytes(size)
+    value, out = seal(body, None, PLACE), bytearray(size)
+    assert opened(value) == body
+    open_into(memoryview(value), memoryview(out), PLACE)
+    assert out == body
+    for at in (8, 16, len(value) // 2, len(value) - 1):
+        value[at] ^= 4
+        with pytest.raises(DamagedBlockError, match=r"^shard 00012, block 7, column 'image': "):
+            opened(value)
+        with pytest.raises(DamagedBlockError, match=r"^shard 00012, block 7, column 'image': "):
+            open_into(memoryview(value), memoryview(out), PLACE)
+        value[at] ^= 4
 
 
 def test_a_value_is_laid_out_as_the_specification_says():
