@@ -1,7 +1,7 @@
-"""What each process of a DataLoader holds in memory: a cache, a dataset of Python objects, and a worker that has nothing.
+"""What each process of a DataLoader holds in memory: with a cache, with Python objects, and a worker without either.
 
-Run: ``python benchmarks/memory.py [--short] [--rows N] [--many-rows N] [--json FILE]``. It builds caches of photographs'
-size in a temporary folder. Every line is a process of its own, which starts workers, fetches batches as a training
+Run: ``python benchmarks/memory.py [--short] [--rows N] [--many-rows N] [--json FILE]``. It builds caches of small
+images in a temporary folder. Every line is a process of its own, which starts workers, fetches batches as a training
 would, and in the middle of an epoch reads ``/proc/PID/smaps_rollup`` of itself and of each worker:
 
 * USS: what only this process holds, and its end would free;
@@ -147,10 +147,10 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def cases(
-    rows: int, many: int, workers: list[int], epochs: list[int], caches: dict[int, str]
+    rows: int, many: int, starts: list[str], workers: list[int], epochs: list[int], caches: dict[int, str]
 ) -> Iterator[dict[str, Any]]:
     """Every case."""
-    for start in ("fork", "spawn"):
+    for start in starts:
         for number in workers:
             for what in ("bare", "cache", "objects"):
                 if number or start == "fork":
@@ -162,7 +162,7 @@ def cases(
                         "epochs": epochs[:1],
                         "cache": caches[rows],
                     }
-    for number, of_rows, at in ((2, rows, epochs), (2, many, epochs[:1])):
+    for number, of_rows, at in ((workers[-1], rows, epochs), (workers[-1], many, epochs[:1])):
         yield {
             "what": "cache",
             "start": "fork",
@@ -194,7 +194,7 @@ def growth(results: list[dict[str, Any]]) -> dict[str, float]:
     """The sum of PSS with the most workers against that with one."""
     found = {}
     for what in ("cache", "objects"):
-        for start in ("fork", "spawn"):
+        for start in dict.fromkeys(result["start"] for result in results):
             sums = {
                 result["workers"]: result["lines"][0]["sum_pss"]
                 for result in results
@@ -210,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--many-rows", type=int, default=400_000)
+    parser.add_argument("--start", nargs="+", default=["fork", "spawn"])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4, 8])
     parser.add_argument("--epochs", type=int, nargs="+", default=[1, 20])
     parser.add_argument("--short", action="store_true", help="small caches and few workers: to see that it runs")
@@ -220,7 +221,8 @@ def main() -> None:
         print(json.dumps(measure(json.loads(given.case))))
         return
     if given.short:
-        given.rows, given.many_rows, given.workers, given.epochs = 6_000, 12_000, [1, 2], [1, 2]
+        given.rows, given.many_rows, given.epochs = 6_000, 12_000, [1, 2]
+        given.start, given.workers = ["fork"], [1]
     results: list[dict[str, Any]] = []
     bare: dict[tuple[str, int], int] = {}
     print(f"{'MiB':8} {'start':6} {'workers':>7} {'rows':>9} {'epoch':>6} {'USS training':>12} {'USS worker':>11} "
@@ -230,7 +232,7 @@ def main() -> None:
         for rows in (given.rows, given.many_rows):
             caches[rows] = str(Path(folder) / str(rows))
             shardcache.build(Rows(rows), caches[rows], progress=False, num_workers=2)
-        for case in cases(given.rows, given.many_rows, given.workers, given.epochs, caches):
+        for case in cases(given.rows, given.many_rows, given.start, given.workers, given.epochs, caches):
             result = run(case)
             if case["what"] == "bare":
                 bare[case["start"], case["workers"]] = result["lines"][0]["worker_uss"]
