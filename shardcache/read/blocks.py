@@ -49,7 +49,7 @@ class Blocks:
     def read_by(self, io: str) -> None:
         """Read by ``io`` from now on."""
         self.io = io
-        self._shards.clear()
+        self._files.clear()
 
     def read(
         self,
