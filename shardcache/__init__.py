@@ -13,6 +13,7 @@ from shardcache.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
     from shardcache.builder.build import build
+    from shardcache.builder.estimate import Estimate, estimate
     from shardcache.builder.sources.files import Files, ImageFolder
     from shardcache.builder.sources.hugging_face import HuggingFace
     from shardcache.builder.sources.key_value import LMDB
@@ -32,6 +33,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "build": "shardcache.builder.build",
+    "estimate": "shardcache.builder.estimate",
+    "Estimate": "shardcache.builder.estimate",
     "explain": "shardcache.registry.explain",
     "get_or_build": "shardcache.registry.get_or_build",
     "open": "shardcache.read.cache",
@@ -55,6 +58,7 @@ _HOMES = {
 __all__ = [
     "Cache",
     "CachedDataset",
+    "Estimate",
     "Files",
     "HuggingFace",
     "ImageFolder",
@@ -67,6 +71,7 @@ __all__ = [
     "Parquet",
     "WebDataset",
     "build",
+    "estimate",
     "explain",
     "get_or_build",
     "open",

@@ -7,6 +7,7 @@
     |- MissingExtraError             2  an optional dependency is needed (also an ImportError)
     |- SourceError                   3  the dataset that is being built
     |  |- SampleError                   dataset[i] raised, or a transform did
+    |  |- RandomSourceError             dataset[i] gives another sample each time
     |  '- UnsupportedTypeError          a value has no column type (also a TypeError)
     |- BuildError                    4  the build around it
     |  |- CacheExistsError              the path is taken (also a FileExistsError)
@@ -47,6 +48,7 @@ __all__ = [
     "ManifestError",
     "MissingExtraError",
     "MissingShardError",
+    "RandomSourceError",
     "SampleError",
     "ShardCacheError",
     "ShardCacheWarning",
@@ -86,6 +88,10 @@ class SourceError(ShardCacheError):
 
 class SampleError(SourceError):
     """``dataset[i]`` or a transform raised; the message names the index, the cause is chained."""
+
+
+class RandomSourceError(SourceError):
+    """Samples differ when they are read again; the message names the columns, and where random things belong."""
 
 
 class UnsupportedTypeError(SourceError, TypeError):

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "shardcache"
 
 # Lowest first: a module may import its own layer and those before it. FACADE is shardcache/__init__.py.
 FACADE = "the names of shardcache itself"
-LAYERS = "errors format read quality speed builder integrity registry".split()
+LAYERS = "errors wording format read quality speed builder integrity registry".split()
 LAYERS += [FACADE, "cli", "examples", "__main__"]
 
 MAX_LINES = 350

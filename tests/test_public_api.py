@@ -15,11 +15,13 @@ SOURCES = {"Files", "HuggingFace", "ImageFolder", "LMDB", "Lines", "Parquet", "W
 CALLS_AND_CLASSES = {
     "Cache",
     "CachedDataset",
+    "Estimate",
     "Loader",
     "Meta",
     "Pad",
     "Padded",
     "build",
+    "estimate",
     "explain",
     "get_or_build",
     "open",
@@ -57,7 +59,7 @@ def test_a_public_name_has_a_docstring_and_a_place_in_the_readme(name: str):
     assert re.search(rf"`[^`\n]*\b{name}\b|\b{name}\(", README), f"README.md does not name {name}"
 
 
-@pytest.mark.parametrize("name", ["build", "open", "repair", "verify", "CachedDataset", *sorted(SOURCES)])
+@pytest.mark.parametrize("name", ["build", "estimate", "open", "repair", "verify", "CachedDataset", *sorted(SOURCES)])
 def test_every_argument_of_a_public_call_is_documented(name: str):
     thing = getattr(shardcache, name)
     text = inspect.getdoc(thing) or ""

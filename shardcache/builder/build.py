@@ -2,16 +2,18 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from shardcache.builder.engine import Engine
+from shardcache.builder.estimate import Survey, check_room, free_bytes
 from shardcache.builder.probe import Options, draw_up
-from shardcache.builder.progress import Progress
+from shardcache.builder.progress import Events, Listener, Progress, listener
 from shardcache.builder.provenance import provenance
+from shardcache.builder.shards import Report, ShardRecord, finished
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import Staging, storage_errors
 from shardcache.builder.tolerance import Tally, Tolerance
@@ -21,9 +23,6 @@ from shardcache.format import compression, shard, spec
 from shardcache.format.manifest import Manifest
 from shardcache.read.cache import Cache
 from shardcache.read.cache import open as open_cache
-
-if TYPE_CHECKING:
-    from shardcache.builder.shards import Report, ShardRecord
 
 
 def build(
@@ -42,7 +41,9 @@ def build(
     max_errors: int | None = None,
     if_exists: str = "error",
     block_bytes: int | None = None,
-    progress: bool = True,
+    allow_random: bool = False,
+    force: bool = False,
+    progress: bool | Events = True,
 ) -> Cache:
     """Materialise a map-style dataset into a cache, once.
 
@@ -70,7 +71,11 @@ def build(
         if_exists: ``"error"``; ``"open"``: return the cache that is there; ``"replace"``: build a new one, then swap.
         block_bytes: raw bytes of a block, the unit of reading, which has at most 1,024 rows. Default: 128 KiB, less in
             a small cache.
-        progress: show a bar where standard error is a terminal.
+        allow_random: build from a dataset that gives other samples when it is read again: one draw is stored.
+        force: begin although the disk seems to have too little room.
+        progress: show what is to be expected and how far the build is, on standard error: a bar in a terminal, a line
+            every 30 seconds elsewhere. A callable gets dicts instead, whose ``"event"`` is ``"estimate"`` or
+            ``"progress"``.
 
     Returns:
         The open cache.
@@ -79,8 +84,9 @@ def build(
         UsageError: an argument is wrong.
         SourceError: the dataset is empty, its length or a sample cannot be read (the message has the index), or a
             sample holds something that cannot be stored; with ``on_error="skip"``, too many are so.
+        RandomSourceError: some samples were read twice and differed.
         CacheExistsError: something is at ``path``.
-        StorageError: the disk is full or may not be written.
+        StorageError: the disk is full, will be before the cache is done, or may not be written.
         WorkerDiedError: worker processes died over the same shard; the message names the sample that they were at.
         BuildError: anything else that stopped the build. Shards that were finished are kept in ``path + ".partial"``,
             and the same call continues there.
@@ -92,6 +98,7 @@ def build(
     engine.check()
     tolerance = Tolerance(on_error, max_errors)
     tolerance.check()
+    said = listener(progress)
     _check(if_exists)
     target = _target(path)
     if _is_taken(target, if_exists):
@@ -103,33 +110,56 @@ def build(
             return open_cache(target)
         plan = _stamped(draw_up(source, options))
         records = staging.begin(plan, tolerance.skips)
+        _look_ahead(source, plan, records, engine, target, said, allow_random, force)
         work = Work(recipe, plan, staging.directory)
-        for record in _records(engine, work, source, records, progress):
+        for record in _records(engine, work, source, records, said):
             staging.keep(record)
             records[record.number] = record
         staging.publish(plan, records, provenance(dataset, began), replace=if_exists == "replace")
     return open_cache(target)
 
 
+def _look_ahead(
+    source: Source,
+    plan: Manifest,
+    done: dict[int, ShardRecord],
+    engine: Engine,
+    target: Path,
+    said: Listener,
+    allow_random: bool,
+    force: bool,
+) -> None:
+    """What speaks against the build is said before it begins, and what is to be expected of it."""
+    survey = Survey(source, plan, engine.num_workers, resumed=bool(done))
+    if not allow_random:
+        survey.twice.refuse()
+    survey.warn()
+    expected = survey.estimate(free_bytes(target))
+    said.expect(target, expected)
+    if not force:
+        check_room(expected, target, plan.samples - _rows(plan, done))
+
+
 def _records(
-    engine: Engine, work: Work, source: Source, done: "dict[int, ShardRecord]", progress: bool
-) -> Iterator["ShardRecord"]:
+    engine: Engine, work: Work, source: Source, done: dict[int, ShardRecord], said: Listener
+) -> Iterator[ShardRecord]:
     plan = work.plan
     shards = [number for number in range(-(-plan.blocks // plan.blocks_per_shard)) if number not in done]
-    rows = sum(plan.block_rows(number) for number in _blocks(plan, done))
+    before = [finished(record, _rows(plan, [number])) for number, record in done.items()]
     tally = Tally(work.recipe.tolerance, plan.samples, done.values())
-    with Progress(plan.samples, rows, progress) as show:
+    with Progress(plan.samples, said, before) as show:
 
-        def report(progress: "Report") -> None:
+        def report(progress: Report) -> None:
             show(progress)
             tally.add(progress.skipped)
 
         yield from engine.build(work, source, shards, report)
 
 
-def _blocks(plan: Manifest, shards: "dict[int, ShardRecord]") -> list[int]:
-    first = [number * plan.blocks_per_shard for number in shards]
-    return [block for start in first for block in range(start, min(start + plan.blocks_per_shard, plan.blocks))]
+def _rows(plan: Manifest, shards: Iterable[int]) -> int:
+    """How many rows some shards hold."""
+    per_shard = plan.blocks_per_shard * plan.rows_per_block
+    return sum(min(per_shard, plan.samples - number * per_shard) for number in shards)
 
 
 def _check(if_exists: str) -> None:

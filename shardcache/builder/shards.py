@@ -1,7 +1,9 @@
 """One shard: its rows are read from the source, laid into blocks, and written to a file."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ from shardcache.format.split import block_splitter
 
 _INDEX_LEVEL = 3
 _ROWS_AT_ONCE = 1 << 15
+_SLOW_SECONDS = 1.0
 
 
 class ShardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,8 +35,12 @@ class ShardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Progress since the last report: samples read, bytes before and after compression, what was skipped."""
+    """How far a shard is: its samples that were read, their bytes before and after compression.
 
+    ``skipped`` is what was skipped since the last report.
+    """
+
+    shard: int
     samples: int
     raw_bytes: int
     stored_bytes: int
@@ -52,19 +59,22 @@ def build_shard(
     notes: tuple[SkipNote, ...] = ()
     path = directory / spec.shard_name(number)
     path.unlink(missing_ok=True)  # what a worker left that was killed at it
+
+    def say(rows: int, new: tuple[SkipNote, ...]) -> None:
+        report(Report(number, rows, sum(encoder.raw_bytes), sum(encoder.stored_bytes), new))
+
+    reader = _Reader(source, say)
     with ShardWriter(path) as writer:
         for local, indices in enumerate(_shard_indices(plan, number)):
             first = (number * plan.blocks_per_shard + local) * plan.rows_per_block
             samples = Block(indices, source.tolerance.skips)
-            samples.read(source.read, {row - first for row in known} if known else ())
-            before = sum(encoder.raw_bytes), sum(encoder.stored_bytes)
+            samples.read(reader.read, {row - first for row in known} if known else ())
             for key, value in encoder.seal(local, samples.encoded(plan.columns, split)):
                 writer.put(key, value)
-            raw, stored = sum(encoder.raw_bytes) - before[0], sum(encoder.stored_bytes) - before[1]
             new = tuple(note(indices[place], error) for place, error in sorted(samples.errors.items()))
             skipped += [first + place for place in sorted(samples.errors)]
             notes = merged([*notes, *new]) if new else notes
-            report(Report(len(indices), raw, stored, new))
+            reader.block(len(indices), new)
         place = Place(cache_id, number, spec.INDEX_KEY)
         writer.put(spec.INDEX_KEY, block.seal(bytes(encoder.index), _INDEX_LEVEL, place))
         seal = writer.finish()
@@ -79,6 +89,36 @@ def _skipped_rows(plan: Manifest, number: int) -> list[int]:
     first, end = np.searchsorted(rows, [number * size, (number + 1) * size])
     found: list[int] = rows[first:end].tolist()
     return found
+
+
+def finished(record: ShardRecord, samples: int) -> Report:
+    """The last report of a shard."""
+    raw, stored = (sum(getattr(one, name) for one in record.totals) for name in ("raw_bytes", "stored_bytes"))
+    return Report(record.number, samples, raw, stored)
+
+
+class _Reader:
+    """Reads samples and says how many; after each block, and now and then within it where samples are slow."""
+
+    def __init__(self, source: Source, say: Callable[[int, tuple[SkipNote, ...]], None]) -> None:
+        self._source, self._say = source, say
+        self._rows, self._here, self._due = 0, 0, time.monotonic() + _SLOW_SECONDS
+
+    def read(self, index: int) -> Any:
+        sample = self._source.read(index)
+        self._here += 1
+        if time.monotonic() > self._due:
+            self._tell(self._rows + self._here)
+        return sample
+
+    def block(self, rows: int, skipped: tuple[SkipNote, ...]) -> None:
+        """A block of so many rows is done."""
+        self._rows, self._here = self._rows + rows, 0
+        self._tell(self._rows, skipped)
+
+    def _tell(self, rows: int, skipped: tuple[SkipNote, ...] = ()) -> None:
+        self._say(rows, skipped)
+        self._due = time.monotonic() + _SLOW_SECONDS
 
 
 def source_indices(plan: Manifest, number: int) -> list[int]:

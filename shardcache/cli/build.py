@@ -1,19 +1,17 @@
 """``shardcache build``."""
 
 import json
-import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from shardcache.cli.options import debug_option, json_option, print_json
+from shardcache.cli.options import debug_option
+from shardcache.cli.results import Events, print_estimate, print_event, results_only
 from shardcache.cli.sources import IN_FILE_ORDER, KINDS, make_source
 from shardcache.cli.text import count, duration, one_line, plain, saving, skipped
-from shardcache.errors import SourceError, UsageError
+from shardcache.errors import UsageError
 from shardcache.format.spec import MANIFEST_NAME
 
 _EXAMPLE = """\b
@@ -89,8 +87,13 @@ Examples:
     show_default=True,
     help="What to do where a cache is in DIR already.",
 )
-@click.option("--no-progress", is_flag=True, help="No progress bar. There is none in a pipe.")
-@json_option
+@click.option("--dry-run", is_flag=True, help="Say what a build would make and take, and write nothing.")
+@click.option("--allow-random", is_flag=True, help="Store one draw of a dataset that is random.")
+@click.option("--force", is_flag=True, help="Begin although the disk seems to have too little room.")
+@click.option("--no-progress", is_flag=True, help="Say nothing of what to expect and how far the build is.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print events, for scripts: one JSON object a line, the result last."
+)
 @debug_option
 def command(
     targets: tuple[str, ...],
@@ -107,6 +110,9 @@ def command(
     on_error: str,
     max_errors: int | None,
     if_exists: str,
+    dry_run: bool,
+    allow_random: bool,
+    force: bool,
     no_progress: bool,
     as_json: bool,
 ) -> None:
@@ -124,21 +130,28 @@ def command(
     options: dict[str, Any] = {"codec": _parse_codecs(codecs)}
     if block_bytes is not None:
         options["block_bytes"] = _parse_size(block_bytes)
-    options |= {"num_workers": num_workers, "seed": seed, "progress": not no_progress}
+    options |= {"num_workers": num_workers, "seed": seed, "layout": layout or _layout_of(kind)}
     options |= {"shuffle_window": shuffle_window, "on_error": on_error, "max_errors": max_errors}
-    options["layout"] = layout or _layout_of(kind)
-    if (out is None) == (name is None):
+    if (out is None) == (name is None) and not dry_run:
         raise UsageError("build: say --out DIR or --name NAME, one of the two")
     import shardcache
 
     start = time.time()
-    with results_only():
+    with results_only() as results, Events(results, shown=as_json) as events:
         given, rest = (targets[0], kwargs) if kind is None else (make_source(kind, targets, kwargs), {})
-        if name is not None:
-            rebuild = if_exists == "replace"
-            cache = shardcache.get_or_build(given, name=name, kwargs=rest, rebuild=rebuild, **options)
-        elif out is not None:
-            cache = shardcache.build(given, out, kwargs=rest, if_exists=if_exists, **options)
+        if dry_run:
+            expected = shardcache.estimate(given, out, kwargs=rest, **options)
+        else:
+            options |= {"allow_random": allow_random, "force": force}
+            options["progress"] = events.say if as_json and not no_progress else not no_progress
+            if name is not None:
+                rebuild = if_exists == "replace"
+                cache = shardcache.get_or_build(given, name=name, kwargs=rest, rebuild=rebuild, **options)
+            elif out is not None:
+                cache = shardcache.build(given, out, kwargs=rest, if_exists=if_exists, **options)
+    if dry_run:
+        print_estimate(expected, as_json)
+        return
     was_there = (cache.path / MANIFEST_NAME).stat().st_mtime < start
     _print(out or str(cache.path), cache.info(), time.time() - start, was_there, as_json)
 
@@ -146,7 +159,8 @@ def command(
 def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_json: bool) -> None:
     if as_json:
         kept = ("path", "samples", "skipped", "shards", "raw_bytes", "stored_bytes", "file_bytes", "digest")
-        print_json({**{key: info[key] for key in kept}, "built": not was_there, "seconds": round(seconds, 3)})
+        values = {**{key: info[key] for key in kept}, "built": not was_there, "seconds": round(seconds, 3)}
+        print_event({"event": "done", **values})
         return
     what = "was there already" if was_there else f"built in {duration(seconds)}"
     samples = f"{count(info['samples'], 'sample')}{skipped(info)} in {count(info['shards'], 'shard')}"
@@ -196,24 +210,3 @@ def _parse_size(text: str) -> int:
         return parse_bytes(text)
     except UsageError:
         raise UsageError(f"--block-bytes must be a size like '128KiB', was {text!r}") from None
-
-
-@contextmanager
-def results_only() -> Iterator[None]:
-    """The dataset's code may print: that goes to standard error, from worker processes and from C too."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is no standard output
-        kept = -1
-    try:
-        if kept >= 0:
-            os.dup2(2, 1)
-        with redirect_stdout(sys.stderr):
-            yield
-    except SystemExit as error:
-        raise SourceError(f"the code of the dataset ended the program: SystemExit({error.code!r})") from error
-    finally:
-        if kept >= 0:
-            os.dup2(kept, 1)
-            os.close(kept)

@@ -2,8 +2,9 @@
 
 import click
 
-from shardcache.cli.build import parse_arguments, results_only
+from shardcache.cli.build import parse_arguments
 from shardcache.cli.options import debug_option, home_options, json_option, print_json
+from shardcache.cli.results import results_only
 from shardcache.cli.text import plain
 
 

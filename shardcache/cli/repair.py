@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shardcache.cli.build import parse_arguments, results_only
+from shardcache.cli.build import parse_arguments
 from shardcache.cli.options import cache_argument, debug_option, json_option, print_json
+from shardcache.cli.results import results_only
 from shardcache.cli.text import count, plain
 from shardcache.errors import DamagedError
 

@@ -21,7 +21,7 @@ import filelock
 
 from shardcache.builder.build import build
 from shardcache.builder.engine import Engine
-from shardcache.builder.progress import Progress
+from shardcache.builder.progress import Progress, listener
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import storage_errors
 from shardcache.builder.work import Work
@@ -172,7 +172,7 @@ def _rebuilt(engine: Engine, work: Work, source: Source, damaged: Sequence[int],
     per_shard, manifest = work.plan.blocks_per_shard, work.plan
     blocks = [number * per_shard + local for number in damaged for local in range(manifest.shard_blocks(number))]
     rows = sum(map(manifest.block_rows, blocks))
-    with storage_errors(work.directory), Progress(rows, 0, progress) as report:
+    with storage_errors(work.directory), Progress(rows, listener(progress)) as report:
         for record in engine.build(work, source, damaged, report):
             if record.seal == manifest.shards[record.number]:
                 yield record.number

@@ -15,6 +15,7 @@ import filelock
 import msgspec
 
 from shardcache.builder.build import build
+from shardcache.builder.progress import Events
 from shardcache.builder.source import Recipe
 from shardcache.builder.staging import progress_of, storage_errors
 from shardcache.errors import CacheMissError, StaleCacheError, UsageError
@@ -44,7 +45,8 @@ def get_or_build(
     spot_check: int = 8,
     data_check: str = "mtime",
     allow_shared: bool = False,
-    progress: bool = True,
+    allow_random: bool = False,
+    progress: bool | Events = True,
     **build_options: Any,
 ) -> Cache:
     """The cache of what ``factory`` makes: opened where it was built before, built where it was not.
@@ -65,6 +67,8 @@ def get_or_build(
         spot_check: how many samples of the live dataset a reuse compares with the cache, once a node; 0: none.
         data_check: what tells that a file changed: ``"mtime"`` (with its size) or ``"content"`` (which reads it).
         allow_shared: use a folder that others may write to.
+        allow_random: build from a dataset that gives other samples when it is read again; nothing is then compared on
+            a reuse.
         progress: show the build, or the progress of who builds it, on standard error.
         build_options: of :func:`~shardcache.build`: ``layout``, ``seed``, ``codec``, ``num_workers``, ...
 
@@ -84,7 +88,7 @@ def get_or_build(
     slot = slot_of(root, name, made_of.key)
     if not rebuild and (cache := _reusable(slot)) is not None:
         try:
-            spotcheck.check(cache, factory, kwargs, spot_check)
+            spotcheck.check(cache, factory, kwargs, 0 if allow_random else spot_check)
         except StaleCacheError:
             if on_stale == "error":
                 raise
@@ -93,7 +97,7 @@ def get_or_build(
             return cache
     if on_miss == "error" and not rebuild:
         raise CacheMissError(_miss(root, name, made_of, factory, kwargs or {}))
-    options = {**build_options, "progress": progress}
+    options = {**build_options, "allow_random": allow_random, "progress": progress}
     return _built(slot, Entry(name, _target(factory), made_of), factory, kwargs, data_check, options)
 
 
@@ -133,7 +137,7 @@ def _built(
     with storage_errors(slot.folder):
         slot.folder.mkdir(mode=0o700, exist_ok=True)
     before = _stamp(slot)
-    with _locked(slot, options["progress"]):
+    with _locked(slot, options["progress"] is True):
         if _stamp(slot) != before and (cache := _reusable(slot)) is not None:
             return cache  # somebody else has built it in the meantime
         dataset = Recipe(factory, kwargs)()

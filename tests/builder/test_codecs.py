@@ -1,9 +1,6 @@
-"""Which codec a column gets; and what a build shows of itself."""
+"""Which codec a column gets."""
 
 import io
-import os
-import pty
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -85,28 +82,3 @@ def test_the_choice_does_not_depend_on_the_clock(tmp_path, monkeypatch):
     monkeypatch.undo()
     build(factory(80), tmp_path / "b")
     assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
-
-
-def test_a_build_that_is_not_in_a_terminal_says_nothing(tmp_path, capfd):
-    shardcache.build(factory(80), tmp_path / "a")
-    shardcache.build(factory(80), tmp_path / "b", num_workers=1)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(("progress", "shown"), [(True, True), (False, False)])
-def test_a_terminal_is_shown_how_far_the_build_is_unless_it_is_not_wanted(progress, shown, tmp_path, monkeypatch):
-    screen, theirs = pty.openpty()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    with open(theirs, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        shardcache.build(factory(300), tmp_path / "c", progress=progress, block_bytes=3000)
-        monkeypatch.undo()
-        terminal.write("END")
-        terminal.flush()
-        seen = b""
-        while b"END" not in seen:
-            seen += os.read(screen, 1 << 16)
-    os.close(screen)
-    for word in (b"300/300", b"samples/s", b"MB/s", b"ratio"):
-        assert (word in seen) == shown

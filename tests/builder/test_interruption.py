@@ -230,7 +230,7 @@ def test_a_full_disk_publishes_nothing_and_what_fitted_is_continued_when_there_i
     dataset = Made(200, lambda index: np.random.default_rng(index).bytes(20_000))
     with small_disk(tmp_path / "disk", 3 << 20) as disk:
         with pytest.raises(StorageError, match=r"disk full|disk is full"):
-            build(dataset, disk / "c", codec="none", block_bytes=100_000, num_workers=num_workers)
+            build(dataset, disk / "c", codec="none", block_bytes=100_000, num_workers=num_workers, force=True)
         assert not (disk / "c").exists()
         subprocess.run(["mount", "-o", "remount,size=20M", disk], check=True)
         cache = build(dataset, disk / "c", codec="none", block_bytes=100_000, num_workers=num_workers)

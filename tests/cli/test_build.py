@@ -8,6 +8,7 @@ import pytest
 
 import shardcache
 from tests.cli.conftest import Process, Run, error_of
+from tests.format.test_shard import small_disk
 
 
 @pytest.mark.parametrize(("target", "workers"), [("package_here.data:Numbers", 2), ("datasets_here.py:Numbers", 0)])
@@ -151,7 +152,9 @@ def test_an_error_in_a_worker_process_is_as_short_as_one_in_this(folder: Path, p
 def test_what_the_dataset_prints_does_not_mix_with_the_result(folder: Path, process: Process):
     done = process("build", "datasets_here:Noisy", "--out", "made", "--json", "-j", 2, cwd=folder)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["estimate", "progress", "done"]
+    result = events[-1]
     assert (result["samples"], result["built"]) == (20, True)
     assert Path(result["path"]) == folder / "made"
     assert result["digest"] == shardcache.open(folder / "made").info()["digest"]
@@ -215,6 +218,70 @@ def test_the_options_reach_the_cache(folder: Path, run: Run):
     result = run("build", "datasets_here:Numbers", "--out", "plain", "--codec", "none")
     assert result.exit_code == 0
     assert {field.codec for field in shardcache.open(folder / "plain").schema} == {"none"}
+
+
+def test_a_program_that_reads_events_gets_warnings_and_errors_too(folder: Path, process: Process):
+    (folder / "odd.py").write_text(
+        "import random\n"
+        "class Sorted:\n"
+        "    def __len__(self): return 400\n"
+        "    def __getitem__(self, index): return index // 100\n"
+        "class Random(Sorted):\n"
+        "    def __getitem__(self, index): return {'label': index, 'crop': random.random()}\n"
+    )
+    done = process("build", "odd:Sorted", "--out", "made", "--layout", "source", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["warning", "estimate", "progress", "done"]
+    assert "is sorted in the source" in events[0]["message"]
+    assert "warning: column 'sample' is sorted" in done.stderr
+    done = process("build", "odd:Random", "--out", "random", "--json", cwd=folder)
+    assert done.returncode == 3
+    (event,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (event["event"], event["type"], event["exit_code"]) == ("error", "RandomSourceError", 3)
+    assert "column 'crop'" in event["message"]
+    assert event["message"] in done.stderr
+
+
+def test_a_random_dataset_is_refused_unless_that_is_wanted(folder: Path, run: Run):
+    (folder / "odd.py").write_text(
+        "import random\nmade = type('Made', (list,), {'__getitem__': lambda *_: random.random()})([0] * 50)\n"
+    )
+    result = run("build", "odd.py:made", "--out", "made")
+    assert result.exit_code == 3
+    assert "column 'sample' differed" in error_of(result)
+    assert not (folder / "made").exists()
+    assert run("build", "odd.py:made", "--out", "made", "--allow-random").exit_code == 0
+
+
+def test_a_dry_run_says_what_a_build_would_make_and_makes_nothing(folder: Path, run: Run):
+    before = sorted(folder.rglob("*"))
+    result = run("build", "datasets_here:Numbers", "--out", "made", "--arg", "size=5000", "--dry-run", "-j", "2")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("5,000 samples in 1 shard, about ")
+    assert lines[0].endswith(" with 2 workers")
+    assert lines[1].startswith("free there: ")
+    assert lines[4].split() == ["column", "holds", "bytes", "ratio", "codec", "why"]
+    assert [line.split()[0] for line in lines[5:]] == ["number", "name", "more"]
+    event = json.loads(run("build", "datasets_here:Numbers", "--dry-run", "--json").stdout)
+    assert (event["event"], event["samples"], event["free_bytes"], event["random"]) == ("estimate", 20, None, [])
+    assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in str(path)] == before
+
+
+def test_a_disk_that_is_too_small_is_one_line_and_force_begins_all_the_same(folder: Path, run: Run):
+    (folder / "large.py").write_text(
+        "import random\nclass Large:\n    def __len__(self): return 300\n"
+        "    def __getitem__(self, index): return random.Random(index).randbytes(20_000)\n"
+    )
+    with small_disk(folder / "disk", 4 << 20):
+        result = run("build", "large.py:Large", "--out", "disk/made")
+        assert result.exit_code == 4
+        assert "are needed (with a margin of 10%)" in error_of(result)
+        assert list((folder / "disk").iterdir()) == []
+        result = run("build", "large.py:Large", "--out", "disk/made", "--force")
+        assert result.exit_code == 4
+        assert "disk full" in error_of(result)
 
 
 def test_standard_output_is_as_it_was_after_a_build(folder: Path, run: Run):

@@ -70,8 +70,9 @@ def workshop() -> Iterator[Path]:
 
 
 def build(dataset: Any, path: Path, **options: Any) -> shardcache.Cache:
-    """With columns that are compressed and columns that are not, in blocks of a few rows."""
-    return shardcache.build(dataset, path, **{"codec": CODECS, "block_bytes": 3 << 10, "progress": False, **options})
+    """With columns that are compressed and columns that are not, in small blocks; on disks that are too small."""
+    defaults = {"codec": CODECS, "block_bytes": 3 << 10, "progress": False, "force": True}
+    return shardcache.build(dataset, path, **{**defaults, **options})
 
 
 @contextmanager

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 import shardcache
-from shardcache import CacheMissError, ShardCacheWarning, StaleCacheError, StorageError, UsageError, get_or_build
+from shardcache import (
+    CacheMissError,
+    RandomSourceError,
+    ShardCacheWarning,
+    StaleCacheError,
+    StorageError,
+    UsageError,
+    get_or_build,
+)
 from shardcache.registry import store
 
 
@@ -165,8 +173,13 @@ class TestTheSpotCheck:
         assert get(Hidden, on_stale="rebuild")[3] == 8
 
     def test_a_random_dataset_is_called_that(self) -> None:
-        get(Random)
+        cache = get(Random, allow_random=True)
         with pytest.raises(StaleCacheError, match="the dataset is random"):
+            get(Random)
+        assert built(get(Random, allow_random=True)) == built(cache)
+
+    def test_a_random_dataset_is_not_built_unasked(self) -> None:
+        with pytest.raises(RandomSourceError):
             get(Random)
 
     def test_another_length_is_noticed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
