@@ -204,10 +204,12 @@ def test_annotations_that_nest_and_vary_come_back(num_workers, tmp_path, many_sh
     assert cache.schema["target"].type == "nested"
 
 
-def test_every_sample_is_read_exactly_once(tmp_path, many_shards):
+def test_every_sample_is_read_once_but_for_a_few_that_are_looked_at_before(tmp_path, many_shards):
     dataset = factory(1500)
     shardcache.build(dataset, tmp_path / "c", block_bytes=3000, progress=False)
-    assert dataset.reads == dict.fromkeys(range(1500), 1)
+    assert set(dataset.reads) == set(range(1500))
+    assert set(dataset.reads.values()) <= {1, 2}
+    assert sum(dataset.reads.values()) <= 1500 + 16 + 2 * 32  # read again, and beside each other
 
 
 @settings(max_examples=25)

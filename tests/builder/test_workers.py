@@ -114,7 +114,7 @@ def test_no_sample_crosses_to_the_parent_and_none_is_read_twice_by_workers(tmp_p
     lines = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     by_workers = [index for index, pid in lines if pid != os.getpid()]
     assert sorted(by_workers) == list(range(600))
-    assert len(lines) - len(by_workers) < 130  # the probe
+    assert len(lines) - len(by_workers) < 130 + 16 + 2 * 32  # the probe, some of it again, and neighbours
     assert len(cache) == 600
 
 
