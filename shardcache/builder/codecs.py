@@ -6,9 +6,10 @@ from typing import Any
 from shardcache.format import columns, compression
 from shardcache.format.schema import Column
 
-# Bytes of body that one core decodes in a second, by zstd level: a table, since a stopwatch would make builds differ.
-_DECODE_SPEED = {-5: 2.4e9, -1: 1.9e9, 1: 1.5e9, 3: 1.3e9}
-_COPY_SPEED = 8e9
+# Bytes of body that one core decodes in a second, by zstd level: a table, since a stopwatch would make builds differ;
+# benchmarks/codecs.py measured it. Higher levels save a few percent more and take 3 to 100 times as long to build.
+DECODE_SPEED = {-7: 1.83e9, -5: 1.77e9, -3: 1.62e9, -1: 1.57e9, 1: 1.38e9, 3: 1.34e9}
+COPY_SPEED = 16e9
 _STORAGE_SPEED = 5e8  # bytes a second from a disk or a shared file system, where bytes saved are time saved
 _MIN_SAVING = 0.07
 _MAX_BLOCKS = 16
@@ -24,8 +25,8 @@ def choose(column: Column, values: Sequence[Any], rows_per_block: int) -> tuple[
     raw = sum(map(len, bodies))
     if not raw:
         return "zstd:1", "nothing in the probed samples"
-    best, cost, stored_best = "none", raw / _STORAGE_SPEED + raw / _COPY_SPEED, raw
-    for level, speed in _DECODE_SPEED.items():
+    best, cost, stored_best = "none", raw / _STORAGE_SPEED + raw / COPY_SPEED, raw
+    for level, speed in DECODE_SPEED.items():
         stored = sum(len(compression.compress(body, level)) for body in bodies)
         seconds = stored / _STORAGE_SPEED + raw / speed
         if stored < raw * (1 - _MIN_SAVING) and seconds < cost:

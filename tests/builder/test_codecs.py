@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 import shardcache
 from tests.builder.sources import Made, factory
@@ -51,6 +52,25 @@ def test_auto_stores_what_is_compressed_already_as_it_is_and_compresses_the_rest
     assert "ratio" in text.why
     assert cache.schema["jpeg"].why == "does not compress"
     assert [exact(sample) for sample in cache] == [exact(dataset[i]) for i in range(100)]
+
+
+def test_files_of_photographs_are_stored_as_they_are_and_coarse_pixels_are_compressed(tmp_path):
+    photo = Image.fromarray(load_sample_image("china.jpg"))
+
+    def sample(index: int) -> dict[str, Any]:
+        part = photo.crop((index * 7, index * 5, index * 7 + 96, index * 5 + 96))
+        files = {}
+        for kind in ("jpeg", "png", "webp"):
+            file = io.BytesIO()
+            part.save(file, kind)
+            files[kind] = file.getvalue()
+        return {**files, "coarse": np.asarray(part) // 16}
+
+    cache = build(Made(60, sample), tmp_path / "c")
+    codecs = {field.name: field.codec for field in cache.schema}
+    assert codecs.pop("coarse").startswith("zstd:")
+    assert codecs == dict.fromkeys(("jpeg", "png", "webp"), "none")
+    assert {cache.schema[name].why for name in codecs} == {"does not compress"}
 
 
 @pytest.mark.parametrize(
