@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shardcache.builder.sources.key_value import LMDB
     from shardcache.builder.sources.lines import Lines
     from shardcache.builder.sources.parquet import Parquet
-    from shardcache.builder.sources.tars import WebDataset
+    from shardcache.builder.sources.tars import WebDataset, WebDatasetStream
     from shardcache.integrity.repair import repair
     from shardcache.integrity.verify import verify
     from shardcache.read.cache import Cache, open
@@ -51,6 +51,7 @@ _HOMES = {
     "Lines": "shardcache.builder.sources.lines",
     "Parquet": "shardcache.builder.sources.parquet",
     "WebDataset": "shardcache.builder.sources.tars",
+    "WebDatasetStream": "shardcache.builder.sources.tars",
     "repair": "shardcache.integrity.repair",
     "verify": "shardcache.integrity.verify",
 }
@@ -70,6 +71,7 @@ __all__ = [
     "Padded",
     "Parquet",
     "WebDataset",
+    "WebDatasetStream",
     "build",
     "estimate",
     "explain",

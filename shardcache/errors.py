@@ -6,7 +6,7 @@
     |- UsageError                    2  an argument is wrong (also a ValueError)
     |- MissingExtraError             2  an optional dependency is needed (also an ImportError)
     |- SourceError                   3  the dataset that is being built
-    |  |- SampleError                   dataset[i] raised, or a transform did
+    |  |- SampleError                   dataset[i] raised, or a transform did; too many bad samples
     |  |- RandomSourceError             dataset[i] gives another sample each time
     |  '- UnsupportedTypeError          a value has no column type (also a TypeError)
     |- BuildError                    4  the build around it

@@ -11,7 +11,7 @@ from shardcache import errors
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
-SOURCES = {"Files", "HuggingFace", "ImageFolder", "LMDB", "Lines", "Parquet", "WebDataset"}
+SOURCES = {"Files", "HuggingFace", "ImageFolder", "LMDB", "Lines", "Parquet", "WebDataset", "WebDatasetStream"}
 CALLS_AND_CLASSES = {
     "Cache",
     "CachedDataset",

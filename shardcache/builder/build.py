@@ -16,6 +16,7 @@ from shardcache.builder.provenance import provenance
 from shardcache.builder.shards import Report, ShardRecord, finished
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import Staging, storage_errors
+from shardcache.builder.stream import Stream, with_length
 from shardcache.builder.tolerance import Tally, Tolerance
 from shardcache.builder.work import Work
 from shardcache.errors import CacheExistsError, UsageError
@@ -30,7 +31,7 @@ def build(
     path: str | os.PathLike[str],
     *,
     kwargs: Mapping[str, Any] | None = None,
-    layout: str = "shuffled",
+    layout: str | None = None,
     seed: int = 0,
     shuffle_window: int | None = None,
     codec: str | Mapping[str, str] = "auto",
@@ -45,16 +46,17 @@ def build(
     force: bool = False,
     progress: bool | Events = True,
 ) -> Cache:
-    """Materialise a map-style dataset into a cache, once.
+    """Materialise a dataset into a cache, once.
 
     Args:
-        dataset: what has ``__len__`` and ``__getitem__``; or a callable that makes it (called with ``kwargs``); or
+        dataset: what has ``__len__`` and ``__getitem__``; or what can only be iterated (an ``IterableDataset``, a
+            generator), which is read in one pass; or a callable that makes it (called with ``kwargs``); or
             ``"package.module:callable"`` or ``"file.py:callable"``.
         path: the directory to be made. An existing one is never overwritten unasked.
-        layout: ``"shuffled"``: rows lie in a seeded random order, so that every shard is a fair sample. ``"source"``:
-            in the dataset's own order, for validation sets, sequences whose neighbours matter, and sources without
-            cheap random access. ``"window"``: in between, each window of ``shuffle_window`` samples that follow each
-            other in a random order.
+        layout: ``"shuffled"``, the default for what has random access: rows lie in a seeded random order, so that every
+            shard is a fair sample. ``"source"``, the default for what can only be iterated: in the dataset's own order,
+            also for validation sets, sequences whose neighbours matter, and sources without cheap random access.
+            ``"window"``: in between, each window of ``shuffle_window`` samples that follow each other shuffled.
         seed: of the shuffled layout and of windows.
         shuffle_window: samples of a window. Default: 64 MiB of them, at most 65,536.
         codec: ``"auto"`` (by column, from real rows), ``"zstd"``, ``"zstd:LEVEL"`` (negative ones too), ``"none"``, or
@@ -105,16 +107,21 @@ def build(
         return open_cache(target)
     recipe = Recipe(dataset, kwargs, tolerance)
     source = recipe.source()
+    options = options.for_source(source)
+    if isinstance(source, Stream):
+        engine.check_for_stream()
     with Staging(target) as staging:
         if _is_taken(target, if_exists):  # somebody finished it in the meantime
             return open_cache(target)
         plan = _stamped(draw_up(source, options))
         records = staging.begin(plan, tolerance.skips)
-        _look_ahead(source, plan, records, engine, target, said, allow_random, force)
+        if not isinstance(source, Stream):  # of which nobody knows how long it is, and nothing can be read twice
+            _look_ahead(source, plan, records, engine, target, said, allow_random, force)
         work = Work(recipe, plan, staging.directory)
         for record in _records(engine, work, source, records, said):
             staging.keep(record)
             records[record.number] = record
+        plan = with_length(plan, source, records)
         staging.publish(plan, records, provenance(dataset, began), replace=if_exists == "replace")
     return open_cache(target)
 
@@ -137,29 +144,25 @@ def _look_ahead(
     expected = survey.estimate(free_bytes(target))
     said.expect(target, expected)
     if not force:
-        check_room(expected, target, plan.samples - _rows(plan, done))
+        check_room(expected, target, plan.samples - sum(record.rows for record in done.values()))
 
 
 def _records(
     engine: Engine, work: Work, source: Source, done: dict[int, ShardRecord], said: Listener
 ) -> Iterator[ShardRecord]:
     plan = work.plan
-    shards = [number for number in range(-(-plan.blocks // plan.blocks_per_shard)) if number not in done]
-    before = [finished(record, _rows(plan, [number])) for number, record in done.items()]
+    shards: Iterable[int] = (number for number in range(-(-plan.blocks // plan.blocks_per_shard)) if number not in done)
+    if isinstance(source, Stream):
+        shards = source.shards(plan, done)
+    before = [finished(record) for record in done.values()]
     tally = Tally(work.recipe.tolerance, plan.samples, done.values())
     with Progress(plan.samples, said, before) as show:
 
         def report(progress: Report) -> None:
             show(progress)
-            tally.add(progress.skipped)
+            tally.add(progress)
 
         yield from engine.build(work, source, shards, report)
-
-
-def _rows(plan: Manifest, shards: Iterable[int]) -> int:
-    """How many rows some shards hold."""
-    per_shard = plan.blocks_per_shard * plan.rows_per_block
-    return sum(min(per_shard, plan.samples - number * per_shard) for number in shards)
 
 
 def _check(if_exists: str) -> None:

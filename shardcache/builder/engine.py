@@ -1,6 +1,6 @@
 """Who builds the shards: this process or worker processes. The bytes are the same."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -31,14 +31,22 @@ class Engine(msgspec.Struct, frozen=True):
             if getattr(self, name) is not None and not self.num_workers:
                 raise UsageError(f"{name}= needs num_workers=1 or more: only a process of its own can be ended")
 
+    def check_for_stream(self) -> None:
+        """:class:`UsageError` where more than this process is to read what can only be read in one pass."""
+        if self.num_workers:
+            raise UsageError(
+                "a dataset that can only be iterated is read by one process, in one pass: leave num_workers at 0 (or "
+                "give one that has __len__ and __getitem__)"
+            )
+
     def build(
-        self, work: Work, source: Source, shards: Sequence[int], report: Callable[[Report], None]
+        self, work: Work, source: Source, shards: Iterable[int], report: Callable[[Report], None]
     ) -> Iterator[ShardRecord]:
         """Build ``shards``, in whatever order they are done. ``source`` is that of this process."""
         if self.num_workers:
             source.kept.clear()
             pool = Pool(work, self.num_workers, self.sample_timeout, self.max_shards_per_worker)
-            yield from pool.build(shards, report)
+            yield from pool.build(list(shards), report)
         else:
             for number in shards:
                 yield build_shard(source, work.plan, number, work.directory, report)

@@ -17,8 +17,9 @@ from shardcache.builder.locality import Locality
 from shardcache.builder.probe import Options, draw_up
 from shardcache.builder.randomness import Twice, undisturbed
 from shardcache.builder.source import Recipe, Source
+from shardcache.builder.stream import Stream
 from shardcache.builder.tolerance import Tolerance
-from shardcache.errors import StorageError
+from shardcache.errors import StorageError, UsageError
 from shardcache.format import columns, compression
 from shardcache.format.block import PREFIX_BYTES
 from shardcache.format.manifest import Manifest
@@ -100,7 +101,7 @@ def estimate(
     path: str | os.PathLike[str] | None = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    layout: str = "shuffled",
+    layout: str | None = None,
     seed: int = 0,
     shuffle_window: int | None = None,
     codec: str | Mapping[str, str] = "auto",
@@ -128,7 +129,7 @@ def estimate(
         block_bytes: raw bytes of a block.
 
     Raises:
-        UsageError: an argument is wrong.
+        UsageError: an argument is wrong, or the dataset can only be iterated.
         SourceError: the dataset is empty, or a sample cannot be read or stored.
 
     Warns:
@@ -139,7 +140,9 @@ def estimate(
     tolerance.check()
     with undisturbed():
         source = Recipe(dataset, kwargs, tolerance).source()
-        survey = Survey(source, draw_up(source, options), num_workers)
+        if isinstance(source, Stream):
+            raise UsageError("a dataset that can only be iterated has no length: nothing can be estimated of it")
+        survey = Survey(source, draw_up(source, options.for_source(source)), num_workers)
         survey.warn()
         return survey.estimate(None if path is None else free_bytes(Path(path).absolute()))
 

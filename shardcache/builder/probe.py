@@ -17,6 +17,7 @@ from shardcache.builder import codecs
 from shardcache.builder.encode import encode_columns
 from shardcache.builder.infer import infer
 from shardcache.builder.source import Source
+from shardcache.builder.stream import Stream
 from shardcache.builder.tolerance import note, said, unencodable
 from shardcache.errors import SampleError, ShardCacheWarning, UsageError
 from shardcache.format import compression, manifest, nested, spec
@@ -27,6 +28,7 @@ from shardcache.format.split import Values, block_splitter
 
 _PROBE_SAMPLES = 128
 _PROBE_BYTES = 32 << 20
+_STREAM_SHARD = 16  # times the size of the smallest shards
 _WINDOW_BYTES = 64 << 20
 _MAX_WINDOW = 1 << 16
 _PROBE_STREAM = 0x50524F4245  # "PROBE"
@@ -35,7 +37,7 @@ _PROBE_STREAM = 0x50524F4245  # "PROBE"
 class Options(msgspec.Struct, frozen=True):
     """What the user may decide about a build's result."""
 
-    layout: str = "shuffled"
+    layout: str | None = None
     seed: int = 0
     codec: str | Mapping[str, str] = "auto"
     block_bytes: int | None = None
@@ -43,12 +45,12 @@ class Options(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """:class:`UsageError` where an option has no sense."""
-        if self.layout not in ("shuffled", "source", "window"):
+        if self.layout not in (None, "shuffled", "source", "window"):
             raise UsageError(f"layout must be 'shuffled', 'source' or 'window', was {self.layout!r}")
         window = self.shuffle_window
         if window is not None and (type(window) is not int or not 1 <= window <= spec.MAX_ROWS):
             raise UsageError(f"shuffle_window must be a number of samples, 1 or more, was {window!r}")
-        if window is not None and self.layout != "window":
+        if window is not None and self.layout not in (None, "window"):
             raise UsageError(f"shuffle_window is for layout='window', the layout was {self.layout!r}")
         if type(self.seed) is not int or not -(1 << 63) <= self.seed < 1 << 63:
             raise UsageError(f"seed must be an int of 64 bits, was {self.seed!r}")
@@ -61,13 +63,25 @@ class Options(msgspec.Struct, frozen=True):
             if codec != "auto":
                 compression.parse_codec(codec)
 
+    def for_source(self, source: Source) -> "Options":
+        """The same with a layout; :class:`UsageError` where a source cannot be laid out so."""
+        is_stream = isinstance(source, Stream)
+        if is_stream and self.layout == "shuffled":
+            raise UsageError(
+                "a dataset that can only be iterated is laid out in its own order (layout='source') or shuffled within "
+                "windows of it (layout='window'), not shuffled as a whole"
+            )
+        default = "window" if self.shuffle_window is not None else "source" if is_stream else "shuffled"
+        return msgspec.structs.replace(self, layout=self.layout or default)
+
 
 def draw_up(source: Source, options: Options) -> Manifest:
     """The plan of a build: a manifest that has no shards yet.
 
     What was read here is kept in ``source``, so that no sample is read twice.
     """
-    probe = _read_probe(source)
+    assert options.layout is not None
+    probe = source.probe(_PROBE_SAMPLES, _size, _PROBE_BYTES) if isinstance(source, Stream) else _read_probe(source)
     structure, columns, parts = _understood(probe, source.tolerance.skips)
     indices = list(probe)
     if options.layout != "shuffled":
@@ -75,7 +89,8 @@ def draw_up(source: Source, options: Options) -> Manifest:
     encoded = encode_columns(columns, parts, indices)
     sizes = [len(one.body) + sum(map(len, one.large_rows.values())) if one else 0 for one in encoded]
     row_bytes = max(1, sum(sizes) / len(probe))
-    per_block = rows_per_block(source.samples, row_bytes, options.block_bytes)
+    samples = source.length if isinstance(source, Stream) else source.samples
+    per_block = rows_per_block(samples, row_bytes, options.block_bytes)
     bodies = [b"".join([one.body, *one.large_rows.values()]) if one else b"" for one in encoded]
     chosen = _with_codecs(columns, parts, per_block, options)
     plan = Manifest(
@@ -89,14 +104,15 @@ def draw_up(source: Source, options: Options) -> Manifest:
         layout=options.layout,
         seed=options.seed,
         rows_per_block=per_block,
-        blocks_per_shard=blocks_per_shard(source.samples, per_block, row_bytes),
+        blocks_per_shard=blocks_per_shard(samples, per_block, row_bytes),
         structure=structure,
         columns=chosen,
         totals=(),
         shards=(),
         window=_window(options, row_bytes),
     )
-    source.kept = probe
+    if not isinstance(source, Stream):  # which gives the probe again
+        source.kept = probe
     return msgspec.structs.replace(plan, cache_id=_cache_id(plan, bodies))
 
 
@@ -204,15 +220,22 @@ def _window(options: Options, row_bytes: float) -> int | msgspec.UnsetType:
     return options.shuffle_window or max(1, min(_MAX_WINDOW, int(_WINDOW_BYTES / row_bytes)))
 
 
-def rows_per_block(samples: int, row_bytes: float, block_bytes: int | None) -> int:
+def rows_per_block(samples: int | None, row_bytes: float, block_bytes: int | None) -> int:
     """Blocks of 128 KiB; smaller ones in a small cache, so that it has 2,048 blocks to shuffle."""
+    if samples is None:  # as many as there will be
+        return max(1, min(round((block_bytes or spec.BLOCK_BYTES) / row_bytes), spec.MAX_ROWS_PER_BLOCK))
     if block_bytes is None:
         block_bytes = min(spec.BLOCK_BYTES, max(spec.MIN_BLOCK_BYTES, int(samples * row_bytes / spec.MIN_BLOCKS)))
     return max(1, min(round(block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, samples))
 
 
-def blocks_per_shard(samples: int, per_block: int, row_bytes: float) -> int:
-    """At least 64 shards where that leaves 8 MiB each; well below 512 MiB each, but where there would be too many."""
+def blocks_per_shard(samples: int | None, per_block: int, row_bytes: float) -> int:
+    """At least 64 shards where that leaves 8 MiB each; well below 512 MiB each, but where there would be too many.
+
+    128 MiB where nobody knows how many there will be: so much is read again at most when a build goes on.
+    """
+    if samples is None:
+        return max(1, int(_STREAM_SHARD * spec.MIN_SHARD_BYTES / (per_block * row_bytes)))
     wanted = samples * row_bytes / spec.MIN_SHARDS
     shard_bytes = min(max(wanted, spec.MIN_SHARD_BYTES), spec.MAX_SHARD_BYTES)
     least = -(-samples // (per_block * spec.MAX_SHARDS))

@@ -23,7 +23,9 @@ Events = Callable[[dict[str, Any]], None]
 class State(msgspec.Struct, frozen=True):
     """How far a build is; ``samples_done`` and bytes count what an interrupted build had done, the rate does not.
 
-    ``seconds`` is since this build went on, ``seconds_left`` None while nobody can tell.
+    ``samples`` is 0 where nobody knows how many there will be; ``seconds`` is since this build went on,
+    ``seconds_left`` None while nobody can tell.
+    None while nobody can tell.
     """
 
     samples_done: int
@@ -35,7 +37,10 @@ class State(msgspec.Struct, frozen=True):
     seconds_left: float | None
 
     def __str__(self) -> str:
-        far = f"{self.samples_done:,} of {self.samples:,} samples ({self.samples_done / max(1, self.samples):.0%})"
+        if not self.samples:  # nobody knows how many there will be
+            far = f"{self.samples_done:,} samples"
+        else:
+            far = f"{self.samples_done:,} of {self.samples:,} samples ({self.samples_done / self.samples:.0%})"
         return f"{far}, {saving(self.raw_bytes, self.stored_bytes)}, {self.samples_per_second:,.0f} samples/s"
 
 
@@ -124,7 +129,7 @@ class _Terminal(_Log):
             progress.TextColumn("{task.fields[rate]}"),
         )
         self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("build", total=state.samples, rate="")
+        self._task = self._bar.add_task("build", total=state.samples or None, rate="")
         self._bar.start()
 
     def end(self, state: State) -> None:
@@ -189,5 +194,5 @@ class Progress:
         done, raw, stored = self._sum
         seconds = time.monotonic() - self._began
         rate = (done - self._before) / seconds if seconds > 0 else 0.0
-        left = round((self._samples - done) / rate, 3) if rate > 0 else None
+        left = round((self._samples - done) / rate, 3) if rate > 0 and self._samples else None
         return State(done, self._samples, raw, stored, round(seconds, 3), round(rate, 3), left)

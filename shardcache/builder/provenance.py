@@ -16,7 +16,8 @@ _PACKAGES = ("shardcache", "torch", "numpy", "lmdb", "zstandard")
 
 def provenance(factory: Any, began: float) -> Provenance:
     """Of a build that is about to be published and began at ``began`` (``time.time()``)."""
-    made = factory if isinstance(factory, type) or hasattr(factory, "__qualname__") else type(factory)
+    has_place = hasattr(factory, "__qualname__") and hasattr(factory, "__module__")  # a generator has the first alone
+    made = factory if has_place else type(factory)
     module = sys.modules.get(getattr(made, "__module__", ""))
     commit, is_dirty = _commit(getattr(module, "__file__", None))
     name = factory if isinstance(factory, str) else f"{made.__module__}:{made.__qualname__}"

@@ -1,7 +1,7 @@
 """One shard: its rows are read from the source, laid into blocks, and written to a file."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from shardcache.format.shard import ShardWriter
 from shardcache.format.split import block_splitter
 
 _INDEX_LEVEL = 3
-_ROWS_AT_ONCE = 1 << 15
 _SLOW_SECONDS = 1.0
 
 
@@ -30,6 +29,7 @@ class ShardRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     number: int
     seal: ShardSeal
     totals: tuple[ColumnTotals, ...]
+    rows: int = 0
     skipped: tuple[int, ...] = ()
     notes: tuple[SkipNote, ...] = ()
 
@@ -55,7 +55,7 @@ def build_shard(
     encoder = BlockEncoder(plan.columns, cache_id, number)
     split = block_splitter(plan.structure)
     known = _skipped_rows(plan, number)
-    skipped: list[int] = []
+    rows, skipped = 0, list[int]()
     notes: tuple[SkipNote, ...] = ()
     path = directory / spec.shard_name(number)
     path.unlink(missing_ok=True)  # what a worker left that was killed at it
@@ -65,7 +65,8 @@ def build_shard(
 
     reader = _Reader(source, say)
     with ShardWriter(path) as writer:
-        for local, indices in enumerate(_shard_indices(plan, number)):
+        for local, indices in enumerate(source.blocks(plan, number)):
+            rows += len(indices)
             first = (number * plan.blocks_per_shard + local) * plan.rows_per_block
             samples = Block(indices, source.tolerance.skips)
             samples.read(reader.read, {row - first for row in known} if known else ())
@@ -80,7 +81,7 @@ def build_shard(
         seal = writer.finish()
     totals = zip(encoder.forms, encoder.raw_bytes, encoder.stored_bytes, strict=True)
     summed = tuple(ColumnTotals(tuple(sorted(forms)), raw, st) for forms, raw, st in totals)
-    return ShardRecord(number, seal, summed, tuple(skipped), notes)
+    return ShardRecord(number, seal, summed, rows, tuple(skipped), notes)
 
 
 def _skipped_rows(plan: Manifest, number: int) -> list[int]:
@@ -91,10 +92,10 @@ def _skipped_rows(plan: Manifest, number: int) -> list[int]:
     return found
 
 
-def finished(record: ShardRecord, samples: int) -> Report:
+def finished(record: ShardRecord) -> Report:
     """The last report of a shard."""
     raw, stored = (sum(getattr(one, name) for one in record.totals) for name in ("raw_bytes", "stored_bytes"))
-    return Report(record.number, samples, raw, stored)
+    return Report(record.number, record.rows, raw, stored)
 
 
 class _Reader:
@@ -119,26 +120,3 @@ class _Reader:
     def _tell(self, rows: int, skipped: tuple[SkipNote, ...] = ()) -> None:
         self._say(rows, skipped)
         self._due = time.monotonic() + _SLOW_SECONDS
-
-
-def source_indices(plan: Manifest, number: int) -> list[int]:
-    """The source indices of the rows of a block of the cache."""
-    return _indices(plan, number, number + 1)
-
-
-def _shard_indices(plan: Manifest, number: int) -> Iterator[list[int]]:
-    """The source indices of the rows of each block of a shard; computed for many blocks at once, which is cheaper."""
-    start = number * plan.blocks_per_shard
-    stop, step = start + plan.shard_blocks(number), -(-_ROWS_AT_ONCE // plan.rows_per_block)
-    for first in range(start, stop, step):
-        indices = _indices(plan, first, min(first + step, stop))
-        for begin in range(0, len(indices), plan.rows_per_block):
-            yield indices[begin : begin + plan.rows_per_block]
-
-
-def _indices(plan: Manifest, first: int, last: int) -> list[int]:
-    """Of the rows of the blocks ``first`` to ``last``, the latter excluded."""
-    rows = np.arange(first * plan.rows_per_block, min(last * plan.rows_per_block, plan.samples))
-    permutation = plan.permutation()
-    indices: list[int] = (rows if permutation is None else permutation.forward(rows)).tolist()
-    return indices

@@ -4,15 +4,18 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shardcache.builder.tolerance import Tolerance
+import numpy as np
+
+from shardcache.builder.tolerance import STRICT, Tolerance
 from shardcache.errors import SampleError, SourceError, UsageError
 from shardcache.format import spec
+from shardcache.format.manifest import Manifest
 
-STRICT = Tolerance()
+_ROWS_AT_ONCE = 1 << 15
 
 
 class Source:
@@ -22,6 +25,18 @@ class Source:
         self.dataset, self.tolerance = dataset, tolerance
         self.samples = _length(dataset)
         self.kept: dict[int, Any] = {}  # samples that were read ahead, so that nothing is read twice
+
+    def blocks(self, plan: Manifest, number: int) -> Iterator[list[int]]:
+        """The source indices of the rows of each block of a shard; computed for many blocks at once: it is cheaper."""
+        start = number * plan.blocks_per_shard
+        stop, step = start + plan.shard_blocks(number), -(-_ROWS_AT_ONCE // plan.rows_per_block)
+        permutation = plan.permutation()
+        for first in range(start, stop, step):
+            last = min(min(first + step, stop) * plan.rows_per_block, plan.samples)
+            rows = np.arange(first * plan.rows_per_block, last)
+            indices = (rows if permutation is None else permutation.forward(rows)).tolist()
+            for begin in range(0, len(indices), plan.rows_per_block):
+                yield indices[begin : begin + plan.rows_per_block]
 
     def read(self, index: int) -> Any:
         """``dataset[index]``; :class:`SampleError` where it raises."""
@@ -62,24 +77,29 @@ class Recipe:
 
     def __init__(self, dataset: Any, kwargs: Mapping[str, Any] | None, tolerance: Tolerance = STRICT) -> None:
         self._dataset, self._kwargs, self.tolerance = dataset, dict(kwargs or {}), tolerance
-        self._is_made = is_dataset(dataset) and not isinstance(dataset, str)
+        self._is_made = is_made(dataset)
         if self._is_made and kwargs:
             raise UsageError("kwargs= goes with a callable that makes the dataset; a dataset was given")
         if not (self._is_made or isinstance(dataset, str) or callable(dataset)):
             raise UsageError(
-                "a dataset must have __len__ and __getitem__, or be a callable that makes one, or 'module:callable'; "
-                f"was {type(dataset).__module__}.{type(dataset).__qualname__}"
+                "a dataset must have __len__ and __getitem__, or __iter__; or be a callable that makes one, or "
+                f"'module:callable'; was {type(dataset).__module__}.{type(dataset).__qualname__}"
             )
 
     def source(self) -> Source:
         """A dataset, ready to be read."""
-        return Source(self(), self.tolerance)
+        from shardcache.builder.stream import Stream
+
+        dataset = self()
+        if "DataLoader" in {cls.__name__ for cls in type(dataset).__mro__}:
+            raise UsageError("a DataLoader yields batches, a cache holds samples: give the dataset that it loads")
+        return (Stream if is_stream(dataset) else Source)(dataset, self.tolerance)
 
     def __call__(self) -> Any:
         if self._is_made:
             return self._dataset
         factory = load(self._dataset) if isinstance(self._dataset, str) else self._dataset
-        if is_dataset(factory) and not self._kwargs:
+        if is_made(factory) and not self._kwargs:
             return factory
         name = self._dataset if isinstance(self._dataset, str) else getattr(factory, "__qualname__", repr(factory))
         if not callable(factory):
@@ -91,9 +111,29 @@ class Recipe:
             raise SourceError(f"{name}({given}) raised {type(error).__name__}: {error}") from error
 
 
+def is_made(thing: Any) -> bool:
+    """Whether something is a dataset, not what makes one."""
+    return is_dataset(thing) or is_stream(thing)
+
+
 def is_dataset(thing: Any) -> bool:
-    """Whether something is a map-style dataset, not what makes one."""
-    return not isinstance(thing, type) and hasattr(thing, "__getitem__") and hasattr(thing, "__len__")
+    """Whether something is a map-style dataset."""
+    if isinstance(thing, (type, str)) or _is_iterable_dataset(thing):
+        return False
+    return hasattr(thing, "__getitem__") and hasattr(thing, "__len__")
+
+
+def is_stream(thing: Any) -> bool:
+    """Whether something is a dataset that can only be iterated."""
+    if isinstance(thing, (type, str, bytes)) or is_dataset(thing):
+        return False
+    return hasattr(thing, "__iter__")
+
+
+def _is_iterable_dataset(thing: Any) -> bool:
+    """torch's, which inherits a ``__getitem__`` that it does not have, and may have a length."""
+    data = sys.modules.get("torch.utils.data")  # without torch there is none
+    return data is not None and isinstance(thing, data.IterableDataset)
 
 
 def load(target: str) -> Any:

@@ -83,6 +83,8 @@ class Staging:
         """
         with storage_errors(self.directory):
             found, records = self._found()
+            if found is not None and not plan.samples:  # a stream, of which the plan does not know how many it has
+                found = msgspec.structs.replace(found, samples=0)
             if found is not None and manifest.encode(found) != manifest.encode(plan):
                 raise BuildMismatchError(
                     f"{self.directory} holds an interrupted build of something else ({_difference(found, plan)}); "
@@ -197,10 +199,10 @@ def _records(done: Manifest, notes: tuple[SkipNote, ...]) -> Iterator[ShardRecor
     nothing = (ColumnTotals(),) * len(done.totals)
     ends = np.arange(1, len(done.shards)) * (done.blocks_per_shard * done.rows_per_block)
     skipped = np.split(done.skipped_rows(), np.searchsorted(done.skipped_rows(), ends))
+    size = done.blocks_per_shard * done.rows_per_block
     for number, (seal, rows) in enumerate(zip(done.shards, skipped, strict=True)):
-        yield ShardRecord(
-            number, seal, nothing if number else done.totals, tuple(rows.tolist()), () if number else notes
-        )
+        count, totals = min(size, done.samples - number * size), nothing if number else done.totals
+        yield ShardRecord(number, seal, totals, count, tuple(rows.tolist()), () if number else notes)
 
 
 def _skipped(plan: Manifest, records: Sequence[ShardRecord]) -> Skipped | msgspec.UnsetType:

@@ -14,7 +14,7 @@ from shardcache.format.schema import Column
 from shardcache.format.split import BlockSplitter
 
 if TYPE_CHECKING:
-    from shardcache.builder.shards import ShardRecord
+    from shardcache.builder.shards import Report, ShardRecord
 
 _MIN_ERRORS = 16
 _MESSAGE = 500  # characters
@@ -50,6 +50,9 @@ class Tolerance(msgspec.Struct, frozen=True):
         return min(wanted, spec.MAX_SKIPPED)
 
 
+STRICT = Tolerance()
+
+
 def note(index: int, error: Exception) -> SkipNote:
     """What is kept of an error: the type and text of what the dataset raised, or of what could not be stored."""
     cause = error.__cause__ or error
@@ -67,21 +70,25 @@ class Tally:
 
     def __init__(self, tolerance: Tolerance, samples: int, done: "Iterable[ShardRecord]") -> None:
         self._tolerance, self._samples = tolerance, samples
-        self._skipped, self._first = 0, list[SkipNote]()
+        self._shards: dict[int, tuple[int, int]] = {}  # of each, samples and skipped ones
+        self._first: list[SkipNote] = []
         for record in done:
-            self._skipped += len(record.skipped)
+            self._shards[record.number] = record.rows, len(record.skipped)
             self._first += record.notes[:_SHOWN]
 
-    def add(self, notes: Sequence[SkipNote], seen: int = 0) -> None:
-        """Count some more; ``seen`` is how many samples there were up to now, where nobody knows how many there are."""
-        if not notes:
+    def add(self, report: "Report") -> None:
+        """Count some more; a shard that is begun anew is counted anew."""
+        seen, skipped = self._shards.get(report.shard, (0, 0))
+        skipped = len(report.skipped) + (skipped if report.samples >= seen else 0)
+        self._shards[report.shard] = report.samples, skipped
+        if not report.skipped:
             return
-        self._skipped += len(notes)
-        self._first += notes[:_SHOWN]
-        most = self._tolerance.most(max(self._samples, seen))
-        if self._skipped > most:
+        self._first += report.skipped[:_SHOWN]
+        seen, skipped = map(sum, zip(*self._shards.values(), strict=True))
+        most = self._tolerance.most(self._samples or seen)
+        if skipped > most:
             raise SampleError(
-                f"{self._skipped} samples could not be read or stored; max_errors allows {most}"
+                f"{skipped} samples could not be read or stored; max_errors allows {most}"
                 f"{' by default' if self._tolerance.max_errors is None else ''}: {said(self._first)}"
             )
 

@@ -58,7 +58,7 @@ Examples:
 @click.option(
     "--layout",
     type=click.Choice(["shuffled", "source", "window"]),
-    help="The order in which samples are stored.  [default: shuffled; source with --from parquet]",
+    help="The order in which samples are stored.  [default: shuffled; source for --from parquet and streams]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffled layout and of windows.")
 @click.option("--shuffle-window", type=int, metavar="N", help="Samples of a window.  [default: 64 MiB of them]")
@@ -116,7 +116,7 @@ def command(
     no_progress: bool,
     as_json: bool,
 ) -> None:
-    """Build a cache from a map-style dataset.
+    """Build a cache from a dataset: one with __len__ and __getitem__, or one that can only be iterated.
 
     TARGET is 'package.module:callable' or 'file.py:callable'. What it names makes the dataset, or is one. The current
     folder is importable.
@@ -130,7 +130,11 @@ def command(
     options: dict[str, Any] = {"codec": _parse_codecs(codecs)}
     if block_bytes is not None:
         options["block_bytes"] = _parse_size(block_bytes)
-    options |= {"num_workers": num_workers, "seed": seed, "layout": layout or _layout_of(kind)}
+    options |= {
+        "num_workers": num_workers,
+        "seed": seed,
+        "layout": layout or (None if shuffle_window else _layout_of(kind)),
+    }
     options |= {"shuffle_window": shuffle_window, "on_error": on_error, "max_errors": max_errors}
     if (out is None) == (name is None) and not dry_run:
         raise UsageError("build: say --out DIR or --name NAME, one of the two")
@@ -167,9 +171,9 @@ def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_j
     click.echo(plain(f"{out}: {samples}, {saving(info['raw_bytes'], info['file_bytes'])}, {what}"))
 
 
-def _layout_of(kind: str | None) -> str:
+def _layout_of(kind: str | None) -> str | None:
     if kind not in IN_FILE_ORDER:
-        return "shuffled"
+        return None
     click.echo(f"--layout source: {kind} is slow to read at random (--layout shuffled does it all the same)", err=True)
     return "source"
 

@@ -24,6 +24,7 @@ from shardcache.builder.engine import Engine
 from shardcache.builder.progress import Progress, listener
 from shardcache.builder.source import Recipe, Source
 from shardcache.builder.staging import storage_errors
+from shardcache.builder.stream import Stream
 from shardcache.builder.work import Work
 from shardcache.errors import BuildInProgressError, ManifestError
 from shardcache.format import compression, shard, spec
@@ -106,9 +107,9 @@ def repair(
         report = _with_manifest(verify(directory))  # somebody may have repaired it just now
         damaged, manifest = _damaged_shards(report), report.manifest
         assert manifest is not None
-        source = Source(recipe())
+        source = recipe.source()
         restored: list[int] = []
-        if source.samples == manifest.samples:
+        if isinstance(source, Stream) or source.samples == manifest.samples:
             work = Work(recipe, manifest, workshop)
             for number in _rebuilt(Engine(num_workers), work, source, damaged, progress):
                 _put_back(workshop, spec.shard_name(number), cache)
@@ -199,7 +200,7 @@ def _put_back(workshop: Path, name: str, cache: int) -> None:
 
 def _reasons(manifest: Manifest, samples: int) -> Iterator[str]:
     """What is known of why shards come out different."""
-    if samples != manifest.samples:
+    if samples not in (0, manifest.samples):  # 0: a stream's, which is counted at its end
         yield f"the dataset had {manifest.samples} samples, has {samples} now"
         return
     now = {"zstd": compression.library_version(), "lmdb": shard.library_version()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from shardcache.builder.source import Recipe, is_dataset, load
+from shardcache.builder.source import Recipe, is_made, load
 from shardcache.errors import UsageError
 from shardcache.format import spec
 from shardcache.registry import data
@@ -110,7 +110,7 @@ def fingerprint(
     arguments, shown = {}, {}
     for name, value in _arguments(made, kwargs or {}).items():
         arguments[name], shown[name] = maker.write(value, f"argument {name}"), _shown(value)
-    is_instance = is_dataset(made)
+    is_instance = is_made(made)
     name = maker.write(made, "the dataset") if is_instance else maker.write(made, "the factory")
     for number, one in enumerate(deps):
         path = (
@@ -137,12 +137,13 @@ def decisive(build_options: Mapping[str, Any]) -> dict[str, Any]:
     """The build options that decide about the bytes."""
     defaults = {"layout": "shuffled", "seed": 0, "shuffle_window": None, "codec": "auto", "block_bytes": None}
     defaults["on_error"] = "raise"
-    return {key: build_options.get(key, default) for key, default in defaults.items()}
+    given = {key: value for key, value in build_options.items() if value is not None}
+    return {key: given.get(key, default) for key, default in defaults.items()}
 
 
 def _arguments(factory: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What the factory is called with, its defaults included."""
-    if is_dataset(factory) and not kwargs:
+    if is_made(factory) and not kwargs:
         return {}
     try:
         bound = inspect.signature(factory).bind(**kwargs)

@@ -160,7 +160,7 @@ def _locked(slot: Slot, shown: bool) -> Iterator[None]:
             break
         if shown and time.monotonic() - said > _SAY_EVERY_S:
             said, progress = time.monotonic(), progress_of(slot.path)
-            far = f"{progress[0]} of {progress[1]} shards" if progress else "at its beginning"
+            far = f"{progress[0]} of {progress[1] or 'some'} shards" if progress else "at its beginning"
             sys.stderr.write(f"waiting for another process that builds {slot.name!r}: {far}\n")
     try:
         yield

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from shardcache.builder.source import Recipe, Source
+from shardcache.builder.source import Recipe
+from shardcache.builder.stream import Stream
 from shardcache.errors import ShardCacheWarning, StaleCacheError
 from shardcache.format import columns
 from shardcache.format.schema import record_kind, splitter
@@ -74,13 +75,16 @@ def _compare(
 
 
 def _difference(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, indices: list[int]) -> tuple[str, str]:
-    source = Source(Recipe(factory, kwargs)())
-    if source.samples != cache.manifest.samples:
+    source, read = Recipe(factory, kwargs).source(), {}
+    if isinstance(source, Stream):  # what comes first of it, since nothing else can be read by itself
+        read = source.probe(cache.source_index(len(indices) - 1) + 1, lambda _: 0, 0)
+        indices = [index for index in range(len(indices)) if cache.source_index(index) in read]
+    elif source.samples != cache.manifest.samples:
         return "differs", f"the dataset has {source.samples} samples now, the cache has {cache.manifest.samples}"
     split = splitter(cache.manifest.structure)
     for index in indices:
         at = cache.source_index(index)
-        live = source.read(at)
+        live = read[at] if read else source.read(at)
         kept = open_cache(cache.path, types=tuple(set(_records(live))))[index]
         now: list[Any] = []
         then: list[Any] = []

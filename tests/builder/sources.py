@@ -3,11 +3,12 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 
 class Made:
@@ -131,3 +132,34 @@ class Flawed:
 
 def flawed(offset: int = 0) -> Flawed:
     return Flawed(300, {*range(3, 300, 17), *range(120, 150), 0, 299}, offset)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """``size`` samples that can only be iterated, and may break or be interrupted at one; counts how many it made."""
+
+    def __init__(
+        self, size: int, *, start: int = 0, bad: Iterable[int] = (), fails_at: int = -1, stops_at: int = -1
+    ) -> None:
+        self.size, self.start, self.bad, self.made = size, start, frozenset(bad), 0
+        self.fails_at, self.stops_at = fails_at, stops_at
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for index in range(self.start, self.size):
+            self.made += 1
+            if index == self.fails_at:
+                raise OSError("the line is dead")
+            if index == self.stops_at:
+                raise KeyboardInterrupt
+            yield {"x": np.full((3, 4), index, np.float32), "number": {index} if index in self.bad else index}
+
+
+class Skipping(Endless):
+    """The same with the method by which Hugging Face's iterable datasets go on in the middle."""
+
+    def skip(self, count: int) -> "Skipping":
+        self.rest = Skipping(self.size, start=self.start + count, bad=self.bad)
+        return self.rest
+
+
+def numbers(size: int = 2000) -> Iterator[Any]:
+    yield from Endless(size)

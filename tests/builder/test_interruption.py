@@ -16,7 +16,6 @@ import pytest
 
 import shardcache
 from shardcache import BuildInProgressError, BuildMismatchError, StorageError, UnsupportedTypeError
-from shardcache.builder.shards import source_indices
 from shardcache.format import spec
 from tests.builder.conftest import digests
 from tests.builder.sources import Made, Traced, mixed
@@ -72,12 +71,9 @@ def test_a_build_that_was_killed_is_continued_and_what_was_done_is_not_done_agai
     wait_for(lock_is_free, 20)
     read = [int(line.split()[0]) for line in log.read_text().splitlines()]
     manifest = shardcache.open(target).manifest
-    done = {
-        index
-        for record in records
-        for block in range(manifest.shard_blocks(record["number"]))
-        for index in source_indices(manifest, record["number"] * manifest.blocks_per_shard + block)
-    }
+    size = manifest.blocks_per_shard * manifest.rows_per_block
+    rows = np.concatenate([np.arange(n * size, min((n + 1) * size, SIZE)) for n in (r["number"] for r in records)])
+    done = set(manifest.permutation().forward(rows).tolist())
     assert len(done) > 3
     assert set(read) >= set(range(SIZE)) - done
     assert len(done & set(read)) <= 63  # the probe decides about the plan again

@@ -150,7 +150,6 @@ def test_a_length_that_is_not_one_is_told(says, error, what, tmp_path, leaves_no
     ("dataset", "options", "what"),
     [
         (None, {}, "must have __len__ and __getitem__"),
-        (iter([1]), {}, "must have __len__ and __getitem__"),
         (7, {}, r"was builtins\.int"),
         ([1], {"kwargs": {"a": 1}}, "kwargs= goes with a callable"),
         ("no colon", {}, "'package.module:callable'"),

@@ -117,7 +117,7 @@ def test_without_it_the_first_one_ends_the_build(tmp_path):
         ({"on_error": "skip", "max_errors": -1}, "max_errors must be 0 or more"),
         ({"on_error": "skip", "max_errors": 0.5}, "max_errors must be 0 or more"),
         ({"max_errors": 5}, "max_errors is for on_error='skip'"),
-        ({"shuffle_window": 5}, "shuffle_window is for layout='window'"),
+        ({"shuffle_window": 5, "layout": "source"}, "shuffle_window is for layout='window'"),
         ({"layout": "window", "shuffle_window": 0}, "shuffle_window must be"),
     ],
 )

@@ -219,7 +219,9 @@ def test_a_tar_that_was_cut_off_is_an_error():
 def test_a_tar_that_is_compressed_or_has_a_part_twice_is_an_error():
     with tarfile.open("a.tar.gz", "w:gz"):
         pass
-    with pytest.raises(SourceError, match=r"a\.tar\.gz: is compressed \(gzip\), .*decompress it first"):
+    with pytest.raises(
+        SourceError, match=r"a\.tar\.gz: is compressed \(gzip\), .*decompress it, or build from WebDatasetStream"
+    ):
         shardcache.WebDataset("a.tar.gz")
     put("0.cls")
     with tarfile.open("twice.tar", "w") as tar:

@@ -1,5 +1,6 @@
 """``shardcache build --from``."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,23 @@ def test_what_cannot_be_a_source_is_one_line(folder: Path, run: Run, arguments: 
     result = run("build", *arguments, "--out", "made")
     assert result.exit_code == code
     assert message in error_of(result)
+
+
+def test_what_can_only_be_iterated_is_built_from_the_command_line(folder: Path, run: Run):
+    (folder / "streams_here.py").write_text("def count(n):\n    yield from range(n)\n")
+    result = run("build", "streams_here.py:count", "--arg", "n=300", "--shuffle-window", "50", "--out", "made")
+    assert result.exit_code == 0, result.stderr
+    assert shardcache.open("made")[:] == list(range(300))
+    assert "shuffled in windows of 50 (seed 0)" in run("info", "made").stdout
+    again = run("build", "streams_here.py:count", "--arg", "n=4", "--out", "again", "-j", "2")
+    assert (again.exit_code, "read by one process" in again.stderr) == (2, True)
+
+
+def test_compressed_tars_are_read_in_one_pass(folder: Path, run: Run):
+    (folder / "streams.txt").write_text("text")
+    with tarfile.open("a.tar.gz", "w:gz") as tar:
+        tar.add("streams.txt")
+    result = run("build", "--from", "webdataset", "*.tar.gz", "--out", "made")
+    assert result.exit_code == 0, result.stderr
+    assert "the tars are compressed, so they are read in one pass" in result.stderr
+    assert shardcache.open("made")[0] == {"__key__": "streams", "txt": b"text"}

@@ -3,16 +3,19 @@
 import os
 import re
 import tarfile
-from collections.abc import Iterator
-from typing import Any
+import zlib
+from collections.abc import Iterable, Iterator
+from lzma import LZMAError
+from typing import Any, TypeVar
 
 from shardcache.builder.sources.patterns import files_of
 from shardcache.errors import SourceError
 
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # up to the first dot of the name; what is behind it
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
-Parts = dict[str, tuple[int, int]]  # by extension: where the bytes lie, and how many
+Place = tuple[int, int]  # where the bytes lie, and how many
+Part = TypeVar("Part")  # a place, or the bytes
 
 
 class WebDataset:
@@ -25,12 +28,15 @@ class WebDataset:
         patterns: ``*``, ``?``, ``[...]``, ``**`` (any depth), ``{a,b}``, ``{000..146}``.
 
     Raises:
-        SourceError: nothing matches, or a file is not a whole tar, is compressed, or has a part of a sample twice.
+        SourceError: nothing matches, or a file is not a whole tar, is compressed (:class:`WebDatasetStream` reads it),
+            or has a part of a sample twice.
     """
 
     def __init__(self, *patterns: str | os.PathLike[str]) -> None:
         self.paths = files_of(patterns)
-        self._samples = [(file, *sample) for file, path in enumerate(self.paths) for sample in _samples(path)]
+        self._samples = [
+            (file, *sample) for file, path in enumerate(self.paths) for sample in _samples(path, _members(path))
+        ]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -49,11 +55,42 @@ class WebDataset:
         return sample
 
 
-def _samples(path: str) -> Iterator[tuple[str, Parts]]:
+class WebDatasetStream:
+    """The samples of tar files that are read from front to end, so that they may be compressed (gzip, bzip2, xz).
+
+    The samples are those of :class:`WebDataset`, in the same order.
+
+    Args:
+        patterns: as for :class:`WebDataset`.
+
+    Raises:
+        SourceError: nothing matches; and, while it is iterated, for a file that is not a whole tar, is compressed in
+            another way, or has a part of a sample twice.
+    """
+
+    def __init__(self, *patterns: str | os.PathLike[str]) -> None:
+        self.paths = files_of(patterns)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for path in self.paths:
+            if _compression(path) == "zstd":
+                raise SourceError(
+                    f"{path}: is compressed by zstd, which no sample can be read from: decompress it first"
+                )
+            for key, parts in _samples(path, _contents(path)):
+                yield {"__key__": key, **parts}
+
+
+def are_compressed(*patterns: str | os.PathLike[str]) -> bool:
+    """Whether one of the files is."""
+    return any(_compression(path) for path in files_of(patterns))
+
+
+def _samples(path: str, members: Iterable[tuple[str, Part]]) -> Iterator[tuple[str, dict[str, Part]]]:
     """The key and the parts of each sample of a tar."""
     last = ""
-    parts: Parts = {}
-    for name, offset, size in _members(path):
+    parts: dict[str, Part] = {}
+    for name, content in members:
         match = _KEY.fullmatch(name)
         if match is None:
             continue
@@ -63,13 +100,13 @@ def _samples(path: str) -> Iterator[tuple[str, Parts]]:
             parts = {}
         if part in parts:
             raise SourceError(f"{path}: {name}: sample {key!r} has a part {part!r} already")
-        last, parts[part] = key, (offset, size)
+        last, parts[part] = key, content
     if parts:
         yield last, parts
 
 
-def _members(path: str) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, bytes) of the files in a tar; not of its own notes, ``__like_this__``."""
+def _members(path: str) -> Iterator[tuple[str, Place]]:
+    """Name, offset and bytes of the files in a tar; not of its own notes, ``__like_this__``."""
     try:
         _refuse_compressed(path)
         whole = os.path.getsize(path)
@@ -78,14 +115,43 @@ def _members(path: str) -> Iterator[tuple[str, int, int]]:
                 if member.offset_data + member.size > whole:
                     raise SourceError(f"{path}: ends within {member.name} (a download that was cut off?)")
                 tar.members = []  # type: ignore[attr-defined]  # it would remember all of them
-                if member.isreg() and not member.issparse() and not re.fullmatch(r"__[^/]*__", member.name):
-                    yield member.name, member.offset_data, member.size
+                if _is_part(member):
+                    yield member.name, (member.offset_data, member.size)
     except (tarfile.TarError, OSError) as error:
         raise SourceError(f"{path}: cannot be read as a tar: {error}") from error
 
 
+def _contents(path: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the same files, of a tar that is read from front to end."""
+    try:
+        with tarfile.open(path, "r|*") as tar:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]
+                if _is_part(member):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield member.name, file.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError) as error:
+        raise SourceError(f"{path}: cannot be read as a tar: {error} (a download that was cut off?)") from error
+
+
+def _is_part(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse() and not re.fullmatch(r"__[^/]*__", member.name)
+
+
 def _refuse_compressed(path: str) -> None:
-    with open(path, "rb") as file:
-        kind = _COMPRESSED.get(file.read(2))
+    kind = _compression(path)
     if kind is not None:
-        raise SourceError(f"{path}: is compressed ({kind}), so no sample can be read by itself: decompress it first")
+        raise SourceError(
+            f"{path}: is compressed ({kind}), so no sample can be read by itself: decompress it, or build from "
+            "WebDatasetStream, which is read in one pass ('shardcache build --from webdataset' does)"
+        )
+
+
+def _compression(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    return next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
