@@ -110,6 +110,12 @@ def tensor_name_of_array(name: str) -> str | None:
     return _ARRAY_TO_TENSOR.get(name[1:])
 
 
+@lru_cache(maxsize=1024)
+def array_dtype_of_tensor(name: str) -> np.dtype[Any] | None:
+    """The NumPy dtype of a tensor dtype, or None (bfloat16 and others have none)."""
+    return next((np.dtype(f"<{array}") for array, tensor in _ARRAY_TO_TENSOR.items() if tensor == name), None)
+
+
 def item_bytes(type_: str, name: str) -> int:
     """Bytes of one item; ValueError where the name is not one of the format."""
     if type_ == "tensor":

@@ -77,8 +77,8 @@ _WAYS: dict[str, type[_Mapped] | type[_Descriptor]] = {"mmap": _Mapped, "pread":
 class OpenShard:
     """A file that was verified, and where its values lie."""
 
-    def __init__(self, fd: int, seal: ShardSeal, proof: Proof, table: Table, io: str) -> None:
-        self.proof, self.table_bytes = proof, table.nbytes
+    def __init__(self, fd: int, inode: int, seal: ShardSeal, proof: Proof, table: Table, io: str) -> None:
+        self.inode, self.proof, self.table_bytes = inode, proof, table.nbytes
         self._keys, self._offsets, self._sizes = table.keys.data, table.offsets.data, table.sizes.data
         self._file = _WAYS[io](fd, seal)
 
@@ -149,7 +149,7 @@ class _OpenShards:
                 structure, table = pages.table(fd, seal.file_bytes, name)
                 if structure != seal.structure:
                     raise damaged(name, f"the digest of its structure must be {seal.structure}, is {structure}")
-                found = OpenShard(fd, seal, _proof(status, seal), table, file.io)
+                found = OpenShard(fd, status.st_ino, seal, _proof(status, seal), table, file.io)
                 self._keep((status.st_dev, status.st_ino, file.io), found)
             return found
         except ValueError as error:  # the map would be longer than the file
@@ -202,6 +202,14 @@ class ShardFile:
         """
         return ShardReader(self)
 
+    def is_still(self, opened: OpenShard) -> bool:
+        """Whether the file is there, and the one that was opened and verified."""
+        try:
+            status = os.stat(self.target, dir_fd=self.dir_fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return status.st_ino == opened.inode and _proof(status, self.seal) == opened.proof
+
 
 def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap", dir_fd: int | None = None) -> "ShardReader":
     """A lease on a shard that is read once: see :class:`ShardFile`."""
@@ -229,6 +237,13 @@ class ShardReader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._opened = None
+
+    @property
+    def opened(self) -> OpenShard:
+        """What the lease is on."""
+        if self._opened is None:
+            raise UsageError(f"{self._file.name}: can be read only within its lease")
+        return self._opened
 
     def get(self, key: bytes) -> memoryview:
         """The value of a key: read-only bytes.

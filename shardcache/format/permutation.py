@@ -129,13 +129,14 @@ class Permutation:
 
     def _int_rounds(self, word: int, rounds: range) -> int:
         high, low = word >> self._low_bits, word & self._low_mask
+        high_mask, low_mask, keys = self._high_mask, self._low_mask, self._keys
         for number in rounds:
-            mixed = (((low if number % 2 == 0 else high) ^ self._keys[number]) * _MIX1) & _MASK
-            mixed = (((mixed ^ mixed >> 32) * _MIX2) & _MASK) >> 32
-            if number % 2 == 0:
-                high ^= mixed & self._high_mask
+            if number & 1:
+                mixed = ((high ^ keys[number]) * _MIX1) & _MASK
+                low ^= ((((mixed ^ mixed >> 32) * _MIX2) & _MASK) >> 32) & low_mask
             else:
-                low ^= mixed & self._low_mask
+                mixed = ((low ^ keys[number]) * _MIX1) & _MASK
+                high ^= ((((mixed ^ mixed >> 32) * _MIX2) & _MASK) >> 32) & high_mask
         return high << self._low_bits | low
 
     def _array_rounds(self, words: _Words, rounds: range) -> _Words:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from shardcache.errors import UsageError
 from shardcache.format import block, mounts, nested, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
-from shardcache.format.leases import ShardFile, ShardReader
+from shardcache.format.leases import OpenShard, ShardFile, ShardReader
 from shardcache.format.manifest import Manifest
 from shardcache.format.schema import ABSENT
 from shardcache.read.hold import Hold
@@ -26,6 +26,14 @@ def resolve_io(io: str, directory: Path) -> str:
     if io not in ("mmap", "pread"):
         raise UsageError(f"io must be 'auto', 'mmap' or 'pread', was {io!r}")
     return io
+
+
+class OpenBlock(NamedTuple):
+    """Columns of a block, and the file that they are from."""
+
+    columns: dict[int, BlockRows]
+    file: ShardFile
+    opened: OpenShard
 
 
 class Blocks:
@@ -50,6 +58,12 @@ class Blocks:
         """Read by ``io`` from now on."""
         self.io = io
         self._files.clear()
+
+    def open(self, number: int, positions: Iterable[int]) -> OpenBlock:
+        """The columns of block ``number`` for as long as its file is the same; what can stay in a map stays there."""
+        with self._lease(number // self.manifest.blocks_per_shard) as reader:
+            columns = self.read(number, positions, borrow=self.io == "mmap")
+            return OpenBlock(columns, self._files[number // self.manifest.blocks_per_shard], reader.opened)
 
     def read(
         self,

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -25,6 +24,7 @@ from shardcache.read import views
 from shardcache.read.blocks import Blocks, resolve_io
 from shardcache.read.fields import Assembler, Field, Schema
 from shardcache.read.geometry import Gaps, Geometry, Selection
+from shardcache.read.held import HeldBlocks
 from shardcache.read.hold import Hold, replaced
 
 
@@ -86,7 +86,7 @@ class Cache(Dataset[Any]):
         self.blocks = Blocks(path, self.manifest, types, resolve_io(io, path), self._hold)
         self._permutation = self.manifest.permutation()
         self._assembler = Assembler(self.manifest, self.schema.fields, types)
-        self._last = threading.local()
+        self._held = HeldBlocks(self.blocks, self._assembler.positions)
 
     def __reduce__(self) -> Any:
         return _reopen, (self.path, self.types, self.manifest.digest, self._selected, self._io)
@@ -100,18 +100,7 @@ class Cache(Dataset[Any]):
         if isinstance(index, (list, tuple, range)) or getattr(index, "ndim", 0) == 1:
             return self.__getitems__(index)
         number, offset = divmod(self._row(index), self.manifest.rows_per_block)
-        return self._sample(number, self._columns(number), offset)
-
-    def _columns(self, number: int) -> dict[int, BlockRows]:
-        """The columns of a block, of which one sample is wanted; kept from the second time in a row on."""
-        last, columns = getattr(self._last, "block", (None, None))
-        if last != number:
-            self._last.block = number, None
-            return self.blocks.read(number, self._assembler.positions, borrow=True)
-        if columns is None:
-            columns = self.blocks.read(number, self._assembler.positions)
-            self._last.block = number, columns
-        return columns
+        return self._sample(number, self._held.columns(number), offset)
 
     def __getitems__(self, indices: Iterable[Any]) -> list[Any]:
         """The samples at ``indices``, in that order; each block is read once."""
