@@ -197,8 +197,9 @@ def growth(results: list[dict[str, Any]]) -> dict[str, float]:
         for start in dict.fromkeys(result["start"] for result in results):
             sums = {
                 result["workers"]: result["lines"][0]["sum_pss"]
-                for result in results
+                for result in reversed(results)  # the first of a kind counts
                 if (result["what"], result["start"]) == (what, start) and result["workers"]
+                if result["rows"] == results[0]["rows"]
             }
             most = max(sums)
             found[f"{what}, {start}, {most} workers against 1"] = round(sums[most] / sums[1], 2)
