@@ -197,8 +197,7 @@ def _other_columns(fields: Sequence[Field]) -> list[int]:
 
 def bytes_of(out: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """The memory of a batch: a row of bytes for each of its rows."""
-    row_bytes = out[:1].numel() * out.itemsize
-    return out.view(-1).view(torch.uint8).numpy().reshape(len(out), row_bytes)
+    return out.view(-1).view(torch.uint8).numpy().reshape(len(out), out.nbytes // max(1, len(out)))
 
 
 class _Fixed:
