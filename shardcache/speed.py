@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shardcache.format.columns import fixed_row_bytes
 from shardcache.read import settings
 from shardcache.read.cache import Cache
 from shardcache.read.dataset import CachedDataset
+from shardcache.read.fields import RAGGED, TENSOR
 
 _LIMIT_BLOCKS = 512
 
@@ -30,12 +32,16 @@ class Speed:
 
 def limit(cache: Cache, seconds: float) -> float:
     """Samples a second of one core that reads blocks of this cache and decodes them, and does nothing else."""
-    m, positions = cache.manifest, [at for field in cache.schema for at in field.positions]
+    m, fixed = cache.manifest, {field.position: field for field in cache.schema if field.batch == TENSOR}
+    others = [at for field in cache.schema if field.position not in fixed for at in field.positions]
+    sizes = {position: fixed_row_bytes(m.columns[position]) for position in fixed}
+    memory = {position: np.empty(size * m.rows_per_block, np.uint8).data for position, size in sizes.items()}
     blocks = np.random.default_rng(0).permutation(m.blocks)[:_LIMIT_BLOCKS].tolist()
     rows, start = 0, time.perf_counter()
     for number in itertools.cycle(blocks):
-        cache.blocks.read(number, positions)
-        rows += m.block_rows(number)
+        count = m.block_rows(number)
+        cache.blocks.read(number, others, {at: whole[: sizes[at] * count] for at, whole in memory.items()})
+        rows += count
         if time.perf_counter() - start >= seconds:
             break
     return rows / (time.perf_counter() - start)
@@ -48,8 +54,9 @@ def throughput(
 
     The clock starts with the second batch of each worker: starting processes is no part of it.
     """
+    lists = {field.name: "list" for field in cache.schema if field.batch == RAGGED}
     dataset = CachedDataset(
-        cache, batch_size=batch_size, shuffle=True, epochs=None, collate="list", with_meta=True, threads=threads
+        cache, batch_size=batch_size, shuffle=True, epochs=None, collate=lists, with_meta=True, threads=threads
     )
     batches = iter(dataset.loader(num_workers=num_workers))
     for _ in range(max(1, num_workers)):
