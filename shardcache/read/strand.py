@@ -112,7 +112,7 @@ class Strand:
         """How many rows have a smaller key."""
         if not key:
             return 0
-        places = self._starts.places(key - self._reach, key)
+        places = self._starts.places(key - self._reach - 1, key)  # none only where all begin before
         if not len(places):
             return self._starts.total
         keys, *_ = self._keys(places)

@@ -151,6 +151,14 @@ class TestEpochs:
         start = round(share * plan.steps)
         assert from_workers(Plan(*drawn), workers, start) == epoch(plan)[start:]
 
+    @pytest.mark.parametrize("rows", [480, 48 * 10_000])  # a lane of one window, and of several
+    def test_an_epoch_of_blocks_of_one_row_can_be_entered_at_any_step(self, rows: int) -> None:
+        plan = Plan(Geometry(rows, 1, 64), Order("lanes", 0, 0, 1))
+        steps = list(range(48 * 4, 48 * 6))
+        whole, entered = plan.reader(0, 1), plan.reader(0, 1)
+        expected = [delivered(plan, whole, step) for step in range(48 * 6)][48 * 4 :]
+        assert [delivered(plan, entered, step) for step in steps] == expected
+
     @given(orders(), st.sampled_from([*STABLE, 5, 7]), st.floats(0, 0.9), st.sampled_from([1, 7]))
     @settings(several, max_examples=100)
     def test_the_last_row_of_each_visit_is_marked_and_a_worker_never_holds_more_blocks_than_it_has_slots(
