@@ -82,8 +82,10 @@ class Arena:
 
     def _load(self, rows: Rows) -> Integers:
         """See that the blocks of ``rows`` are here; returns the place of each row (slot * rows a block + offset)."""
-        distinct, first, which = np.unique(rows.visit, return_index=True, return_inverse=True)
-        visits = distinct.tolist()
+        order = np.argsort(rows.visit, kind="stable")  # np.unique would load numpy.ma into each worker
+        is_first = np.diff(rows.visit[order], prepend=-1) != 0
+        first = order[is_first]
+        visits = rows.visit[first].tolist()
         slots = list(map(self._slot_of.get, visits))
         if self._keep:
             for visit, slot in zip(visits, slots, strict=True):
@@ -92,7 +94,9 @@ class Arena:
         for at, block in enumerate(rows.block[first].tolist()):
             if slots[at] is None:
                 slots[at] = self._fill(visits[at], block)
-        return np.array(slots, np.int64)[which] * self._rows_per_block + rows.offset
+        of_row = np.empty(len(order), np.int64)
+        of_row[order] = np.array(slots, np.int64)[np.cumsum(is_first) - 1]
+        return of_row * self._rows_per_block + rows.offset
 
     def _release(self, rows: Rows) -> None:
         """Free the slots whose last row is among ``rows``."""
