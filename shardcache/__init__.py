@@ -14,6 +14,7 @@ from shardcache.errors import *  # noqa: F403
 if TYPE_CHECKING:
     from shardcache.builder.build import build
     from shardcache.builder.estimate import Estimate, estimate
+    from shardcache.builder.finish import finish
     from shardcache.builder.sources.files import Files, ImageFolder
     from shardcache.builder.sources.hugging_face import HuggingFace
     from shardcache.builder.sources.key_value import LMDB
@@ -36,6 +37,7 @@ _HOMES = {
     "estimate": "shardcache.builder.estimate",
     "Estimate": "shardcache.builder.estimate",
     "explain": "shardcache.registry.explain",
+    "finish": "shardcache.builder.finish",
     "get_or_build": "shardcache.registry.get_or_build",
     "open": "shardcache.read.cache",
     "Cache": "shardcache.read.cache",
@@ -75,6 +77,7 @@ __all__ = [
     "build",
     "estimate",
     "explain",
+    "finish",
     "get_or_build",
     "open",
     "repair",

@@ -23,6 +23,7 @@ CALLS_AND_CLASSES = {
     "build",
     "estimate",
     "explain",
+    "finish",
     "get_or_build",
     "open",
     "repair",
@@ -59,7 +60,9 @@ def test_a_public_name_has_a_docstring_and_a_place_in_the_readme(name: str):
     assert re.search(rf"`[^`\n]*\b{name}\b|\b{name}\(", README), f"README.md does not name {name}"
 
 
-@pytest.mark.parametrize("name", ["build", "estimate", "open", "repair", "verify", "CachedDataset", *sorted(SOURCES)])
+@pytest.mark.parametrize(
+    "name", ["build", "estimate", "finish", "open", "repair", "verify", "CachedDataset", *sorted(SOURCES)]
+)
 def test_every_argument_of_a_public_call_is_documented(name: str):
     thing = getattr(shardcache, name)
     text = inspect.getdoc(thing) or ""

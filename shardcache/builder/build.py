@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import msgspec
 
 from shardcache.builder.engine import Engine
 from shardcache.builder.estimate import Survey, check_room, free_bytes
+from shardcache.builder.parts import as_part
 from shardcache.builder.probe import Options, draw_up
 from shardcache.builder.progress import Events, Listener, Progress, listener
 from shardcache.builder.provenance import provenance
 from shardcache.builder.shards import Report, ShardRecord, finished
 from shardcache.builder.source import Recipe, Source
-from shardcache.builder.staging import Staging, storage_errors
+from shardcache.builder.staging import Staging
 from shardcache.builder.stream import Stream, with_length
+from shardcache.builder.target import is_taken, target_of
 from shardcache.builder.tolerance import Tally, Tolerance
 from shardcache.builder.work import Work
-from shardcache.errors import CacheExistsError, UsageError
-from shardcache.format import compression, shard, spec
+from shardcache.format import compression, shard
 from shardcache.format.manifest import Manifest
 from shardcache.read.cache import Cache
 from shardcache.read.cache import open as open_cache
@@ -38,6 +40,8 @@ def build(
     num_workers: int = 0,
     sample_timeout: float | None = None,
     max_shards_per_worker: int | None = None,
+    executor: Executor | None = None,
+    part: tuple[int, int] | None = None,
     on_error: str = "raise",
     max_errors: int | None = None,
     if_exists: str = "error",
@@ -45,7 +49,7 @@ def build(
     allow_random: bool = False,
     force: bool = False,
     progress: bool | Events = True,
-) -> Cache:
+) -> Cache | Any:
     """Materialise a dataset into a cache, once.
 
     Args:
@@ -65,6 +69,12 @@ def build(
             to the bit. A worker that dies is replaced; the third time over one shard is an error.
         sample_timeout: seconds after which a worker that is still in ``dataset[i]`` is ended, as if it had died.
         max_shards_per_worker: after so many shards a worker is replaced by a new one, for datasets that leak memory.
+        executor: builds the shards instead of workers: any ``concurrent.futures.Executor``, of processes, threads, dask
+            (``Client.get_executor()``), MPI, loky. Its machines must share the directory, and the dataset must survive
+            being pickled; for threads it must be safe to read from several. ``num_workers`` is then how many shards are
+            under way; 0: twice the executor's workers.
+        part: ``(k, n)``, counted from 1: build only the k-th of n parts, beside other jobs that build the others, and
+            publish nothing; :func:`~shardcache.finish` does.
         on_error: what becomes of a sample for which ``dataset[i]`` raises, or that cannot be stored. ``"raise"``: it
             ends the build; ``"skip"``: it is left out. Then ``len(cache)`` counts what was kept, ``cache[i]`` is the
             i-th kept sample, ``cache.source_index(i)`` its index in the dataset, and ``cache.skipped_samples()`` says
@@ -80,7 +90,7 @@ def build(
             ``"progress"``.
 
     Returns:
-        The open cache.
+        The open cache; None for a part, unless the cache is there already.
 
     Raises:
         UsageError: an argument is wrong.
@@ -89,38 +99,47 @@ def build(
         RandomSourceError: some samples were read twice and differed.
         CacheExistsError: something is at ``path``.
         StorageError: the disk is full, will be before the cache is done, or may not be written.
-        WorkerDiedError: worker processes died over the same shard; the message names the sample that they were at.
+        WorkerDiedError: worker processes died over the same shard; the message names the sample that they were at. Or a
+            process of ``executor`` did.
+        BuildInProgressError: another process is building this cache, or this part of it.
+        BuildMismatchError: an interrupted build, or other parts, were begun with another dataset or other options.
         BuildError: anything else that stopped the build. Shards that were finished are kept in ``path + ".partial"``,
             and the same call continues there.
     """
     began = time.time()
     options = Options(layout, seed, codec, block_bytes, shuffle_window)
     options.check()
-    engine = Engine(num_workers, sample_timeout, max_shards_per_worker)
+    engine = Engine(num_workers, sample_timeout, max_shards_per_worker, executor)
     engine.check()
     tolerance = Tolerance(on_error, max_errors)
     tolerance.check()
     said = listener(progress)
-    _check(if_exists)
-    target = _target(path)
-    if _is_taken(target, if_exists):
+    mine = as_part(part)
+    target = target_of(path)
+    if is_taken(target, if_exists):
         return open_cache(target)
     recipe = Recipe(dataset, kwargs, tolerance)
     source = recipe.source()
     options = options.for_source(source)
     if isinstance(source, Stream):
-        engine.check_for_stream()
-    with Staging(target) as staging:
-        if _is_taken(target, if_exists):  # somebody finished it in the meantime
+        engine.check_for_stream(mine)
+    with Staging(target, mine) as staging:
+        if is_taken(target, if_exists):  # somebody finished it in the meantime
             return open_cache(target)
         plan = _stamped(draw_up(source, options))
         records = staging.begin(plan, tolerance.skips)
+        shards = range(plan.shard_count) if mine is None else mine.shards(plan)
         if not isinstance(source, Stream):  # of which nobody knows how long it is, and nothing can be read twice
-            _look_ahead(source, plan, records, engine, target, said, allow_random, force)
+            left = [number for number in shards if number not in records]
+            _look_ahead(source, plan, left, engine, target, said, allow_random, force)
+        if mine is not None:
+            staging.note(provenance(dataset, began))
         work = Work(recipe, plan, staging.directory)
-        for record in _records(engine, work, source, records, said):
+        for record in _records(engine, work, source, shards, records, said):
             staging.keep(record)
             records[record.number] = record
+        if mine is not None:
+            return None
         plan = with_length(plan, source, records)
         staging.publish(plan, records, provenance(dataset, began), replace=if_exists == "replace")
     return open_cache(target)
@@ -129,7 +148,7 @@ def build(
 def _look_ahead(
     source: Source,
     plan: Manifest,
-    done: dict[int, ShardRecord],
+    left: Sequence[int],
     engine: Engine,
     target: Path,
     said: Listener,
@@ -137,59 +156,33 @@ def _look_ahead(
     force: bool,
 ) -> None:
     """What speaks against the build is said before it begins, and what is to be expected of it."""
-    survey = Survey(source, plan, engine.num_workers, resumed=bool(done))
+    survey = Survey(source, plan, engine.num_workers, resumed=len(left) < plan.shard_count)
     if not allow_random:
         survey.twice.refuse()
     survey.warn()
     expected = survey.estimate(free_bytes(target))
     said.expect(target, expected)
     if not force:
-        check_room(expected, target, plan.samples - sum(record.rows for record in done.values()))
+        check_room(expected, target, sum(map(plan.shard_rows, left)))
 
 
 def _records(
-    engine: Engine, work: Work, source: Source, done: dict[int, ShardRecord], said: Listener
+    engine: Engine, work: Work, source: Source, shards: Sequence[int], done: dict[int, ShardRecord], said: Listener
 ) -> Iterator[ShardRecord]:
     plan = work.plan
-    shards: Iterable[int] = (number for number in range(-(-plan.blocks // plan.blocks_per_shard)) if number not in done)
+    rows = sum(map(plan.shard_rows, shards))
+    left: Iterable[int] = [number for number in shards if number not in done]
     if isinstance(source, Stream):
-        shards = source.shards(plan, done)
-    before = [finished(record) for record in done.values()]
+        left, shards = source.shards(plan, done), list(done)
+    before = [finished(done[number]) for number in shards if number in done]
     tally = Tally(work.recipe.tolerance, plan.samples, done.values())
-    with Progress(plan.samples, said, before) as show:
+    with Progress(rows, said, before) as show:
 
         def report(progress: Report) -> None:
             show(progress)
             tally.add(progress)
 
-        yield from engine.build(work, source, shards, report)
-
-
-def _check(if_exists: str) -> None:
-    if if_exists not in ("error", "open", "replace"):
-        raise UsageError(f"if_exists must be 'error', 'open' or 'replace', was {if_exists!r}")
-
-
-def _target(path: str | os.PathLike[str]) -> Path:
-    """Where the cache goes. A link is followed: what it points to is replaced, not the link."""
-    target = Path(path).absolute()
-    with storage_errors(target):
-        return target.resolve() if target.is_symlink() and target.exists() else target
-
-
-def _is_taken(target: Path, if_exists: str) -> bool:
-    """Whether the cache is there and wanted as it is; what may not be touched is an error."""
-    with storage_errors(target):
-        if not target.exists() and not target.is_symlink():
-            return False
-        is_cache = (target / spec.MANIFEST_NAME).is_file()
-        is_free = target.is_dir() and not any(target.iterdir())
-    if is_cache and if_exists != "error":
-        return if_exists == "open"
-    if not is_free:
-        advice = "if_exists='open' or 'replace' says what to do with it" if is_cache else "choose another path"
-        raise CacheExistsError(f"{target}: {'a cache' if is_cache else 'something else'} is here already; {advice}")
-    return False
+        yield from engine.build(work, source, left, report)
 
 
 def _stamped(plan: Manifest) -> Manifest:

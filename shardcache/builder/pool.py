@@ -12,7 +12,6 @@ import pickle
 import signal
 import threading
 import time
-import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,8 +21,8 @@ from typing import Any
 
 from shardcache.builder.shards import Report, ShardRecord, build_shard
 from shardcache.builder.source import Source
-from shardcache.builder.work import Work
-from shardcache.errors import BuildError, SampleError, ShardCacheError, UsageError, WorkerDiedError
+from shardcache.builder.work import Work, sendable
+from shardcache.errors import BuildError, SampleError, UsageError, WorkerDiedError
 
 _MAX_ATTEMPTS = 3
 _PATIENCE_S = 5  # with a worker that was asked to end
@@ -223,11 +222,3 @@ def _limit_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def sendable(error: BaseException) -> ShardCacheError:
-    """An error that survives the way: our types are built from one string, and the traceback rides along as a note."""
-    sent = error if isinstance(error, ShardCacheError) else BuildError(f"{type(error).__name__}: {error}")
-    sent.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)))
-    sent.__cause__ = sent.__context__ = None
-    return sent

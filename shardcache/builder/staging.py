@@ -3,6 +3,9 @@
 ``DIR.partial`` holds ``plan.json`` (the manifest without shards), finished shards, and a record for each of them. A
 build that was interrupted leaves it behind, and the same call continues there. Publishing writes the manifest, removes
 what only the build needed, and renames the directory: readers see nothing or everything.
+
+It is one whole build's alone, or that of several parts, which run at the same time and know each other by their locks
+only. A part adds its own shards, and never publishes nor deletes what others may need.
 """
 
 import errno
@@ -13,28 +16,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
 import msgspec
 import numpy as np
 
+from shardcache.builder.differences import difference
+from shardcache.builder.locks import LOCK, Shared, Whole
+from shardcache.builder.parts import Part
 from shardcache.builder.shards import ShardRecord
 from shardcache.builder.tolerance import merged, said
-from shardcache.errors import (
-    BuildInProgressError,
-    BuildMismatchError,
-    CacheExistsError,
-    SampleError,
-    ShardCacheError,
-    StorageError,
-)
+from shardcache.errors import BuildMismatchError, CacheExistsError, SampleError, ShardCacheError, StorageError
 from shardcache.format import manifest, provenance, skipped, spec
 from shardcache.format.manifest import ColumnTotals, Manifest, Skipped
 from shardcache.format.provenance import Provenance, SkipNote
 from shardcache.read.hold import REPLACED, is_held, replaced
 
+ATTEMPTS = "attempts-"  # how a directory begins in which shards are being built, by processes that are not ours
+
 _PLAN = "plan.json"
-_LOCK = "lock"
-_SHOWN = 3
+_OURS = ("shard-", "part-", ATTEMPTS, _PLAN, spec.MANIFEST_NAME, spec.PROVENANCE_NAME)
 
 
 @contextmanager
@@ -52,26 +51,26 @@ def storage_errors(path: Path) -> Iterator[None]:
 class Staging:
     """Where a build keeps what it has done so far; a context manager that holds the build's lock."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, part: Part | None = None) -> None:
         self.target = target
         self.directory = target.with_name(target.name + ".partial")
-        self._lock = filelock.FileLock(self.directory / _LOCK)
+        self._part = part
+        self._lock: Whole | Shared
         self._published = False
 
     def __enter__(self) -> "Staging":
         with storage_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except filelock.Timeout:
-                raise BuildInProgressError(f"{self.target}: another process is building this cache now") from None
+            part = self._part
+            self._lock = (
+                Whole(self.directory, self.target) if part is None else Shared(self.directory, self.target, part)
+            )
         return self
 
     def __exit__(self, *exc: object) -> None:
         try:
             with storage_errors(self.directory):
                 begun = any(self.directory.glob("shard-*.json")) or (self.directory / spec.MANIFEST_NAME).exists()
-            if not begun and not self._published:
+            if not begun and not self._published and self._lock.alone():
                 shutil.rmtree(self.directory, ignore_errors=True)  # nothing in it is worth continuing
         finally:
             self._lock.release()
@@ -82,35 +81,62 @@ class Staging:
         Without ``skips`` a shard in which samples were skipped is not done: the build is to raise there.
         """
         with storage_errors(self.directory):
-            found, records = self._found()
-            if found is not None and not plan.samples:  # a stream, of which the plan does not know how many it has
+            found, records = self.found()
+            if found is None:
+                found = self._written(plan)
+            if not plan.samples:  # a stream, of which the plan does not know how many it has
                 found = msgspec.structs.replace(found, samples=0)
-            if found is not None and manifest.encode(found) != manifest.encode(plan):
+            if manifest.encode(found) != manifest.encode(plan):
                 raise BuildMismatchError(
-                    f"{self.directory} holds an interrupted build of something else ({_difference(found, plan)}); "
+                    f"{self.directory} holds an interrupted build of something else ({difference(found, plan)}); "
                     "delete it, or build with what it was begun with"
                 )
             records = {number: record for number, record in records.items() if skips or not record.skipped}
-            if found is None:
-                write(self.directory / _PLAN, manifest.encode(plan))
-            for file in self.directory.glob("shard-*.lmdb*"):
-                if file.name not in map(spec.shard_name, records):
-                    file.unlink()
+            if self._part is None:
+                self._tidy({LOCK, _PLAN, spec.SKIPPED_NAME, spec.MANIFEST_NAME}, records)
         return records
 
-    def _found(self) -> tuple[Manifest | None, dict[int, ShardRecord]]:
-        """What an interrupted build had planned and done."""
+    def _written(self, plan: Manifest) -> Manifest:
+        """The plan that is there now: ours, unless another part was first."""
+        if self._part is None:
+            write(self.directory / _PLAN, manifest.encode(plan))
+            return plan
+        beside = self.directory / f"{_PLAN}.{self._part.name}"
+        write(beside, manifest.encode(plan))
+        try:
+            os.link(beside, self.directory / _PLAN)
+        except FileExistsError:
+            return _decoded((self.directory / _PLAN).read_bytes(), self.directory)
+        finally:
+            beside.unlink()
+        _sync_directory(self.directory)
+        return plan
+
+    def _tidy(self, kept: set[str], records: Iterable[int]) -> None:
+        """Remove what builds have left here that nobody needs any more, and nothing that is not of a build."""
+        shards = [spec.shard_name(number) for number in records]
+        kept = kept.union(shards, (Path(name).with_suffix(".json").name for name in shards))
+        for file in self.directory.iterdir():
+            if not file.name.startswith(_OURS) or file.name in kept:
+                continue
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
+
+    def found(self) -> tuple[Manifest | None, dict[int, ShardRecord]]:
+        """What was planned and done before."""
         whole, planned = self.directory / spec.MANIFEST_NAME, self.directory / _PLAN
         try:
             if whole.exists():  # it was interrupted while it was published
-                done = msgspec.json.decode(whole.read_bytes(), type=Manifest)
+                done = _decoded(whole.read_bytes(), self.directory)
                 notes = provenance.skip_notes(self.directory)
                 plan = msgspec.structs.replace(done, totals=(), shards=(), skipped=msgspec.UNSET)
                 return plan, self._sound(_records(done, notes))
             if not planned.exists():
                 return None, {}
             kept = [msgspec.json.decode(file.read_bytes(), type=ShardRecord) for file in self._record_files()]
-            return msgspec.json.decode(planned.read_bytes(), type=Manifest), self._sound(kept)
+            return _decoded(planned.read_bytes(), self.directory), self._sound(kept)
         except msgspec.DecodeError as error:
             raise BuildMismatchError(f"{self.directory} is damaged ({error}); delete it") from None
 
@@ -126,13 +152,25 @@ class Staging:
                 sound[record.number] = record
         return sound
 
+    def note(self, origin: Provenance) -> None:
+        """Leave word of where a part comes from, for who publishes the whole."""
+        assert self._part is not None
+        with storage_errors(self.directory):
+            write(self.directory / f"{self._part.name}.json", msgspec.json.encode(origin))
+
     def keep(self, record: ShardRecord) -> None:
         """Remember that a shard is finished."""
         path = self.directory / f"shard-{record.number:05d}.json"
         with storage_errors(path):
             write(path, msgspec.json.encode(record))
 
-    def publish(self, plan: Manifest, records: dict[int, ShardRecord], origin: Provenance, replace: bool) -> Manifest:
+    def forget(self, number: int) -> None:
+        """A shard is not what its record says."""
+        (self.directory / spec.shard_name(number)).with_suffix(".json").unlink(missing_ok=True)
+
+    def publish(
+        self, plan: Manifest, records: dict[int, ShardRecord], origin: Provenance | None, replace: bool
+    ) -> None:
         """Make the directory the cache."""
         ordered = [records[number] for number in sorted(records)]
         totals = tuple(map(_sum, zip(*(record.totals for record in ordered), strict=True)))
@@ -143,16 +181,17 @@ class Staging:
             (self.directory / spec.SKIPPED_NAME).unlink(missing_ok=True)
             if notes:
                 write(self.directory / spec.SKIPPED_NAME, msgspec.json.format(msgspec.json.encode(notes)))
-            write(self.directory / spec.PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(origin)))
+            if origin is not None:
+                write(self.directory / spec.PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(origin)))
             write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
-            for file in [*self._record_files(), self.directory / _PLAN]:
-                file.unlink(missing_ok=True)
+            for file in self._record_files():
+                file.unlink()
+            self._tidy({LOCK, spec.PROVENANCE_NAME, spec.SKIPPED_NAME, spec.MANIFEST_NAME}, records)
             _sync_directory(self.directory)
             self._rename(replace)
             self._published = True
-            (self.target / _LOCK).unlink(missing_ok=True)  # only now: until here it keeps others out
+            (self.target / LOCK).unlink(missing_ok=True)  # only now: until here it keeps others out
             _sync_directory(self.target.parent)
-        return msgspec.structs.replace(whole, digest="")
 
     def _check_target(self, replace: bool) -> bool:
         """Whether there is something to be replaced; what may not be is an error."""
@@ -184,7 +223,7 @@ def progress_of(target: Path) -> tuple[int, int] | None:
         plan = msgspec.json.decode((partial / _PLAN).read_bytes(), type=Manifest)
     except (OSError, msgspec.DecodeError):
         return None
-    return len(list(partial.glob("shard-*.json"))), -(-plan.blocks // plan.blocks_per_shard)
+    return len(list(partial.glob("shard-*.json"))), plan.shard_count
 
 
 def sweep(target: Path) -> None:
@@ -192,6 +231,23 @@ def sweep(target: Path) -> None:
     for old in replaced(target):
         if not is_held(old):
             shutil.rmtree(old, ignore_errors=True)
+
+
+class _Head(msgspec.Struct):
+    """What a plan of any version has."""
+
+    version: int
+
+
+def _decoded(data: bytes, where: Path) -> Manifest:
+    """A plan, or a manifest; of another version of the format at least its version."""
+    version = msgspec.json.decode(data, type=_Head).version
+    if version != spec.FORMAT_VERSION:
+        raise BuildMismatchError(
+            f"{where} holds an interrupted build of format version {version}, now it is {spec.FORMAT_VERSION}; delete "
+            "it, or continue with the version of shardcache that began it"
+        )
+    return msgspec.json.decode(data, type=Manifest)
 
 
 def _records(done: Manifest, notes: tuple[SkipNote, ...]) -> Iterator[ShardRecord]:
@@ -220,19 +276,6 @@ def _skipped(plan: Manifest, records: Sequence[ShardRecord]) -> Skipped | msgspe
 def _sum(parts: tuple[ColumnTotals, ...]) -> ColumnTotals:
     forms = sorted({form for part in parts for form in part.forms})
     return ColumnTotals(tuple(forms), sum(part.raw_bytes for part in parts), sum(part.stored_bytes for part in parts))
-
-
-def _difference(found: Manifest, plan: Manifest) -> str:
-    names = [name for name in plan.__struct_fields__ if getattr(found, name) != getattr(plan, name)]
-    if names in (["cache_id"], ["cache_id", "digest"]):
-        return "the samples differ"
-    said = [
-        f"{name}: {getattr(found, name)!r} there, {getattr(plan, name)!r} now"
-        for name in names
-        if name not in ("cache_id", "digest", "structure", "columns")
-    ]
-    said += ["the columns differ"] if {"structure", "columns"} & set(names) else []
-    return "; ".join(said[:_SHOWN])
 
 
 def write(path: Path, data: bytes) -> None:

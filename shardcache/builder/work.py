@@ -1,5 +1,6 @@
-"""What the shards of a build are made from, whoever builds them."""
+"""What the shards of a build are made from, whoever builds them, and how their errors come back."""
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import msgspec
 
 from shardcache.builder.source import Recipe, Source
-from shardcache.errors import SourceError
+from shardcache.errors import BuildError, ShardCacheError, SourceError
 from shardcache.format.manifest import Manifest
 
 
@@ -27,3 +28,11 @@ class Work(msgspec.Struct, frozen=True):
                 f"len() of the dataset is {source.samples} in a worker, {self.plan.samples} in the parent"
             )
         return source
+
+
+def sendable(error: BaseException) -> ShardCacheError:
+    """An error that survives the way: our types are built from one string, and the traceback rides along as a note."""
+    sent = error if isinstance(error, ShardCacheError) else BuildError(f"{type(error).__name__}: {error}")
+    sent.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)))
+    sent.__cause__ = sent.__context__ = None
+    return sent

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from shardcache import __version__
-from shardcache.cli import bench, build, explain, head, info, ls, pin, prune, repair, verify
+from shardcache.cli import bench, build, explain, finish, head, info, ls, pin, prune, repair, verify
 from shardcache.cli.options import debug_option, is_debugged
 from shardcache.cli.text import one_line
 from shardcache.errors import ShardCacheError, ShardCacheWarning
@@ -129,6 +129,7 @@ def main(ctx: click.Context) -> None:
 
 
 main.add_command(build.command)
+main.add_command(finish.command)
 main.add_command(info.command)
 main.add_command(head.command)
 main.add_command(verify.command)

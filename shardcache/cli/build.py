@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from shardcache.cli.engines import ENGINES, executor
 from shardcache.cli.options import debug_option
 from shardcache.cli.results import Events, print_estimate, print_event, results_only
 from shardcache.cli.sources import IN_FILE_ORDER, KINDS, make_source
@@ -24,6 +26,8 @@ Examples:
   shardcache build --from hf saved/train --out caches/train
   shardcache build --from lmdb other.lmdb --out caches/other
   shardcache build --from lines "books/*.txt" --arg lines=100 --out caches/books
+  shardcache build mypkg.data:train_set --out caches/train --executor dask --address tcp://10.0.0.1:8786
+  shardcache build mypkg.data:train_set --out caches/train --part 3/16
 """
 
 
@@ -48,6 +52,16 @@ Examples:
     metavar="N",
     help="Processes; the result is the same.",
 )
+@click.option("--sample-timeout", type=float, metavar="SECONDS", help="End a worker that reads one sample for so long.")
+@click.option("--max-shards-per-worker", type=int, metavar="N", help="Replace a worker after N shards.")
+@click.option("--part", metavar="K/N", help="Build only the K-th of N parts; 'shardcache finish DIR' publishes.")
+@click.option(
+    "--executor",
+    "engine",
+    type=click.Choice(list(ENGINES)),
+    help="Who builds instead of workers: a dask cluster, threads.",
+)
+@click.option("--address", metavar="URL", help="Of the scheduler, as tcp://host:8786; for --executor dask.")
 @click.option(
     "--codec",
     "codecs",
@@ -102,6 +116,11 @@ def command(
     name: str | None,
     args: tuple[str, ...],
     num_workers: int,
+    sample_timeout: float | None,
+    max_shards_per_worker: int | None,
+    part: str | None,
+    engine: str | None,
+    address: str | None,
     codecs: tuple[str, ...],
     layout: str | None,
     seed: int,
@@ -140,7 +159,7 @@ def command(
         raise UsageError("build: say --out DIR or --name NAME, one of the two")
     import shardcache
 
-    start = time.time()
+    start, cache = time.time(), None
     with results_only() as results, Events(results, shown=as_json) as events:
         given, rest = (targets[0], kwargs) if kind is None else (make_source(kind, targets, kwargs), {})
         if dry_run:
@@ -148,13 +167,19 @@ def command(
         else:
             options |= {"allow_random": allow_random, "force": force}
             options["progress"] = events.say if as_json and not no_progress else not no_progress
-            if name is not None:
-                rebuild = if_exists == "replace"
-                cache = shardcache.get_or_build(given, name=name, kwargs=rest, rebuild=rebuild, **options)
-            elif out is not None:
-                cache = shardcache.build(given, out, kwargs=rest, if_exists=if_exists, **options)
+            options |= {"sample_timeout": sample_timeout, "max_shards_per_worker": max_shards_per_worker}
+            options |= {} if part is None else {"part": _parse_part(part)}
+            with executor(engine, address, num_workers) as options["executor"]:
+                if name is not None:
+                    rebuild = if_exists == "replace"
+                    cache = shardcache.get_or_build(given, name=name, kwargs=rest, rebuild=rebuild, **options)
+                elif out is not None:
+                    cache = shardcache.build(given, out, kwargs=rest, if_exists=if_exists, **options)
     if dry_run:
         print_estimate(expected, as_json)
+        return
+    if cache is None:
+        _print_part(str(out), part, time.time() - start, as_json)
         return
     was_there = (cache.path / MANIFEST_NAME).stat().st_mtime < start
     _print(out or str(cache.path), cache.info(), time.time() - start, was_there, as_json)
@@ -169,6 +194,25 @@ def _print(out: str, info: dict[str, Any], seconds: float, was_there: bool, as_j
     what = "was there already" if was_there else f"built in {duration(seconds)}"
     samples = f"{count(info['samples'], 'sample')}{skipped(info)} in {count(info['shards'], 'shard')}"
     click.echo(plain(f"{out}: {samples}, {saving(info['raw_bytes'], info['file_bytes'])}, {what}"))
+
+
+def _print_part(out: str, part: str | None, seconds: float, as_json: bool) -> None:
+    from shardcache.builder.staging import progress_of
+
+    done, shards = progress_of(Path(out).absolute()) or (0, 0)
+    if as_json:
+        values = {"path": out, "part": part, "shards_done": done, "shards": shards, "seconds": round(seconds, 3)}
+        print_event({"event": "done", **values})
+        return
+    said = f"{out}: part {part} built in {duration(seconds)}; {done} of {count(shards, 'shard')} are there"
+    click.echo(plain(said + (", 'shardcache finish' publishes" if done == shards else "")))
+
+
+def _parse_part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal()):
+        raise UsageError(f"--part must be K/N, as 3/16, was {text!r}")
+    return int(number), int(of)
 
 
 def _layout_of(kind: str | None) -> str | None:

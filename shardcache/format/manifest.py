@@ -84,9 +84,19 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def blocks(self) -> int:
         return -(-self.samples // self.rows_per_block)
 
+    @property
+    def shard_count(self) -> int:
+        """How many shards the blocks take, also before there are any."""
+        return -(-self.blocks // self.blocks_per_shard)
+
     def shard_blocks(self, shard: int) -> int:
         """How many blocks a shard holds."""
         return min(self.blocks_per_shard, self.blocks - shard * self.blocks_per_shard)
+
+    def shard_rows(self, shard: int) -> int:
+        """How many rows a shard holds."""
+        most = self.blocks_per_shard * self.rows_per_block
+        return min(most, self.samples - shard * most)
 
     def block_rows(self, block: int) -> int:
         """How many rows a block of the cache holds."""
@@ -191,9 +201,8 @@ def _problem(m: Manifest) -> str | None:
         return f"'cache_id' must be 32 hex digits, was {m.cache_id!r}"
     if m.page_bytes not in _PAGE_BYTES:
         return f"'page_bytes' must be a power of two, {_PAGE_BYTES[0]}..{_PAGE_BYTES[-1]}, was {m.page_bytes}"
-    shards = -(-m.blocks // m.blocks_per_shard)
-    if len(m.shards) != shards:
-        return f"'shards' must have {shards} entries, has {len(m.shards)}"
+    if len(m.shards) != m.shard_count:
+        return f"'shards' must have {m.shard_count} entries, has {len(m.shards)}"
     for number, seal in enumerate(m.shards):
         if not (0 < seal.file_bytes < 1 << 63 and _is_hex(seal.structure, 32) and _is_hex(seal.sha256, 64)):
             return f"'shards' has an entry {number} that is not one: {seal}"

@@ -170,12 +170,10 @@ def _workshop(directory: Path) -> Iterator[Path]:
 
 def _rebuilt(engine: Engine, work: Work, source: Source, damaged: Sequence[int], progress: bool) -> Iterator[int]:
     """The damaged shards that came out as they were, each as soon as it lies in the workshop."""
-    per_shard, manifest = work.plan.blocks_per_shard, work.plan
-    blocks = [number * per_shard + local for number in damaged for local in range(manifest.shard_blocks(number))]
-    rows = sum(map(manifest.block_rows, blocks))
+    rows = sum(map(work.plan.shard_rows, damaged))
     with storage_errors(work.directory), Progress(rows, listener(progress)) as report:
         for record in engine.build(work, source, damaged, report):
-            if record.seal == manifest.shards[record.number]:
+            if record.seal == work.plan.shards[record.number]:
                 yield record.number
 
 

@@ -28,7 +28,7 @@ from shardcache.registry.store import Entry, Slot, root_of, slot_of, slots
 
 _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
-_NOT_OURS = ("if_exists", "path", "dataset")
+_NOT_OURS = ("if_exists", "path", "dataset", "part")
 
 
 def get_or_build(
@@ -86,6 +86,7 @@ def get_or_build(
         factory, kwargs, version=version, deps=deps, data_check=data_check, options=decisive(build_options)
     )
     slot = slot_of(root, name, made_of.key)
+    before = _stamp(slot)  # before the look whether it can be used: it may be published, and not yet entered
     if not rebuild and (cache := _reusable(slot)) is not None:
         try:
             spotcheck.check(cache, factory, kwargs, 0 if allow_random else spot_check)
@@ -98,7 +99,7 @@ def get_or_build(
     if on_miss == "error" and not rebuild:
         raise CacheMissError(_miss(root, name, made_of, factory, kwargs or {}))
     options = {**build_options, "allow_random": allow_random, "progress": progress}
-    return _built(slot, Entry(name, _target(factory), made_of), factory, kwargs, data_check, options)
+    return _built(slot, before, Entry(name, _target(factory), made_of), factory, kwargs, data_check, options)
 
 
 def _check(on_miss: str, on_stale: str, spot_check: int, build_options: Mapping[str, Any]) -> None:
@@ -110,7 +111,9 @@ def _check(on_miss: str, on_stale: str, spot_check: int, build_options: Mapping[
         raise UsageError(f"spot_check must be 0 or more, was {spot_check!r}")
     for option in _NOT_OURS:
         if option in build_options:
-            raise UsageError(f"{option}= is decided by get_or_build; rebuild=True builds anew")
+            raise UsageError(
+                f"{option}= is not for get_or_build, which says itself where and what; rebuild=True builds anew"
+            )
 
 
 def _reusable(slot: Slot) -> Cache | None:
@@ -127,6 +130,7 @@ def _reusable(slot: Slot) -> Cache | None:
 
 def _built(
     slot: Slot,
+    before: int | None,
     entry: Entry,
     factory: Any,
     kwargs: Mapping[str, Any] | None,
@@ -136,7 +140,6 @@ def _built(
     """Build it, or wait for who does and open what comes out."""
     with storage_errors(slot.folder):
         slot.folder.mkdir(mode=0o700, exist_ok=True)
-    before = _stamp(slot)
     with _locked(slot, options["progress"] is True):
         if _stamp(slot) != before and (cache := _reusable(slot)) is not None:
             return cache  # somebody else has built it in the meantime

@@ -71,11 +71,11 @@ class Traced:
     def __getitem__(self, index: int) -> Any:
         with self.log.open("a") as file:
             file.write(f"{index} {os.getpid()}\n")
-        if index == self.deadly and (not self.flag or not Path(self.flag).exists()):
+        is_parent = os.environ.get("SHARDCACHE_TEST_PARENT") == str(os.getpid())
+        if index == self.deadly and not is_parent and not (self.flag and Path(self.flag).exists()):
             if self.flag:
                 Path(self.flag).touch()
-            if os.environ.get("SHARDCACHE_TEST_PARENT") != str(os.getpid()):
-                self._end()
+            self._end()
         time.sleep(self.delay)
         return np.full(200, index, np.int64), f"text {index}"
 
@@ -163,3 +163,25 @@ class Skipping(Endless):
 
 def numbers(size: int = 2000) -> Iterator[Any]:
     yield from Endless(size)
+
+
+class Logged(Made):
+    """Writes down each process that makes it or loads it from a pickle; may fail at a sample."""
+
+    def __init__(self, size: int, log: str, bad: int = -1) -> None:
+        super().__init__(size, mixed)
+        self.log, self.bad = log, bad
+        self._say()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._say()
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.bad:
+            raise KeyError("lost key")
+        return super().__getitem__(index)
+
+    def _say(self) -> None:
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()}\n")

@@ -148,8 +148,10 @@ def interrupted(path: Path) -> None:
         (Made(SIZE, mixed), {"layout": "shuffled"}, "layout: 'source' there, 'shuffled' now"),
         (Made(SIZE, mixed), {"seed": 1}, "seed: 0 there, 1 now"),
         (Made(SIZE, mixed), {"block_bytes": 9000}, "rows_per_block: "),
-        (Made(SIZE, mixed), {"codec": "none"}, "the columns differ"),
-        (Made(SIZE, lambda i: {**mixed(i), "new": i}), {}, "the columns differ"),
+        (Made(SIZE, mixed), {"codec": "none"}, r"column '\w+': codec 'zstd:\S+' there, 'none' now"),
+        (Made(SIZE, lambda i: {**mixed(i), "new": i}), {}, "column 'new': not there, is one now"),
+        (Made(SIZE, lambda i: {**mixed(i), "label": i / 2}), {}, "column 'label': type 'int' there, 'float' now"),
+        (Made(SIZE, lambda i: dict(reversed(mixed(i).items()))), {}, "the structure of a sample differs"),
         (Made(SIZE, lambda i: {**mixed(i), "label": i % 10 + (i == 499)}), {}, "the samples differ"),
     ],
 )

@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import shardcache
+from shardcache.format import spec
+from tests.builder.conftest import digests
 from tests.cli.conftest import Process, Run, error_of
 from tests.format.test_shard import small_disk
 
@@ -289,3 +293,94 @@ def test_standard_output_is_as_it_was_after_a_build(folder: Path, run: Run):
     run("build", "datasets_here:Noisy", "--out", "made")
     run("build", "datasets_here:Failing", "--out", "made2")
     assert os.path.samestat(before, os.fstat(1))
+
+
+def test_parts_are_built_by_commands_and_finished_by_another(folder: Path, run: Run):
+    for number in (1, 2):
+        done = run("build", "datasets_here.py:Numbers", "--out", "c", "--part", f"{number}/2", "-j", str(number - 1))
+        assert done.exit_code == 0, done.output
+    assert re.fullmatch(
+        r"c: part 2/2 built in .*; 1 of 1 shard are there, 'shardcache finish' publishes\n", done.stdout
+    )
+    done = run("build", "datasets_here.py:Numbers", "--out", "c", "--part", "1/2", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["shards_done"] == 1
+    assert not Path("c").exists()
+    done = run("finish", "c")
+    assert done.exit_code == 0, done.output
+    assert re.match(r"c: 20 samples in 1 shard, ", done.stdout)
+    assert json.loads(run("finish", "c", "--json").stdout)["samples"] == 20
+
+
+def test_what_is_missing_of_parts_is_one_line(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spec, "MIN_SHARD_BYTES", 1000)
+    command = ["build", "datasets_here.py:Numbers", "--arg", "size=400", "--out", "c", "--block-bytes", "1KiB"]
+    assert run(*command, "--part", "1/2").exit_code == 0
+    done = run("finish", "c")
+    assert done.exit_code == 4
+    assert re.search(r"error: .* shards are not there.*part 2/2 \(shards 000\d\d-000\d\d\)", done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert run("finish", "nowhere").exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--part", "3"], "--part must be K/N, as 3/16, was '3'"),
+        (["--part", "3/2"], "part must be (1, n) to (n, n)"),
+        (["--executor", "dask"], "--executor dask and --address URL, of its scheduler, go together"),
+        (["--address", "tcp://127.0.0.1:1"], "--executor dask and --address URL, of its scheduler, go together"),
+        (["--executor", "mpi"], "'mpi' is not one of 'dask', 'threads'"),
+        (["--executor", "threads", "--sample-timeout", "3"], "sample_timeout= is for workers of our own"),
+        (["--sample-timeout", "3"], "sample_timeout= needs num_workers=1 or more"),
+        (["--max-shards-per-worker", "0", "-j", "1"], "max_shards_per_worker must be 1 or more"),
+    ],
+)
+def test_options_of_running_that_have_no_sense_are_refused(folder: Path, run: Run, options: list[str], what: str):
+    done = run("build", "datasets_here.py:Numbers", "--out", "c", *options)
+    assert done.exit_code == 2
+    assert what in done.stderr
+    assert not list(Path().glob("c*"))
+
+
+def test_threads_and_workers_with_limits_build_too(folder: Path, run: Run):
+    assert run("build", "datasets_here.py:Numbers", "--out", "c", "--executor", "threads").exit_code == 0
+    limits = ["-j", "2", "--sample-timeout", "60", "--max-shards-per-worker", "3"]
+    assert run("build", "datasets_here.py:Numbers", "--out", "d", *limits).exit_code == 0
+    assert digests(Path("c")) == digests(Path("d"))
+
+
+def test_a_dask_cluster_is_used_by_the_address_of_its_scheduler(folder: Path, run: Run, process: Process):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        target = str(folder / "datasets_here.py:Numbers")
+        done = process(
+            "build", target, "--out", str(folder / "c"), "--executor", "dask", "--address", cluster.scheduler_address
+        )
+    assert done.returncode == 0, done.stderr
+    assert run("build", "datasets_here.py:Numbers", "--out", "d").exit_code == 0
+    assert digests(Path("c")) == digests(Path("d"))
+
+
+def test_a_cluster_that_is_not_there_and_an_extra_that_is_not_installed_are_told(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    import dask
+
+    command = [
+        "build",
+        "datasets_here.py:Numbers",
+        "--out",
+        "c",
+        "--executor",
+        "dask",
+        "--address",
+        "tcp://127.0.0.1:9",
+    ]
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        done = run(*command)
+    assert done.exit_code == 4
+    assert "no dask scheduler answers at tcp://127.0.0.1:9" in done.stderr
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    done = run(*command)
+    assert done.exit_code == 2
+    assert "pip install 'shardcache[dask]'" in done.stderr
