@@ -13,21 +13,41 @@ from shardcache.format.schema import ABSENT
 from shardcache.read.fields import Field
 
 MODES = {"rgb8": "RGB", "rgba8": "RGBA", "gray8": "L", "pil": None}  # Pillow's mode; None: as it is
-# Of Pillow's formats those that only decode. Others are not for bytes from anywhere: it makes an image of EPS by giving
-# it to Ghostscript, which runs programs.
+# Of Pillow's formats those that only decode. Others are not for bytes from anywhere: of EPS it makes an image by running
+# Ghostscript, a programming language, on it.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
-_TORCHVISION_MODES = {"rgb8": "RGB", "rgba8": "RGB_ALPHA", "gray8": "GRAY"}
 _DEEP = ("I", "F")  # with I;16 and its like: more than 8 bits, which convert() would cut off
 
 
-class _Pillow:
-    def __init__(self, mode: str | None) -> None:
-        from PIL import Image
+class Decoder:
+    """What becomes of the values of a column: see ``decode`` of :class:`~shardcache.CachedDataset`."""
 
+    def __init__(self, field: Field, kind: str) -> None:
+        if field.type not in ("bytes", "image"):
+            raise UsageError(f"decode for {field.name!r}: must be a column of bytes or images, is {field}")
+        if kind not in MODES:
+            raise UsageError(f"decode for {field.name!r}: must be {', '.join(map(repr, MODES))}, was {kind!r}")
+        try:
+            from PIL import Image
+        except ImportError:
+            raise MissingExtraError("decode= needs Pillow: pip install 'shardcache[images]'") from None
         Image.init()
-        self._mode, self._formats = mode, [name for name in FORMATS if name in Image.OPEN]
+        self._formats = [name for name in FORMATS if name in Image.OPEN]
+        self._name, self._mode = field.name, MODES[kind]
 
-    def __call__(self, value: Any) -> Any:
+    def all(self, values: Sequence[Any], sources: Integers) -> list[Any]:
+        """The values, decoded; None stays None. :class:`SampleError` names the sample of what is no image."""
+        out = []
+        for value, source in zip(values, sources.tolist(), strict=True):
+            try:
+                out.append(value if value is None or value is ABSENT else self._decoded(value))
+            except (MemoryError, Warning):
+                raise
+            except Exception as error:  # Pillow raises whatever comes
+                raise SampleError(f"sample {source}, column {self._name!r}: cannot be decoded: {error}") from error
+        return out
+
+    def _decoded(self, value: Any) -> Any:
         from PIL import Image
 
         image = Image.open(io.BytesIO(value), formats=self._formats) if isinstance(value, bytes) else value
@@ -40,62 +60,6 @@ class _Pillow:
             image = image.convert("RGBA")  # Pillow warns of what the direct way would lose
         pixels = torch.from_numpy(np.array(image.convert(self._mode)))
         return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-
-
-class _Torchvision:
-    """Where Pillow is not installed: its decoders of JPEG, PNG, GIF and WebP."""
-
-    def __init__(self, kind: str) -> None:
-        import torchvision.io  # noqa: F401
-
-        self._mode = _TORCHVISION_MODES[kind]
-
-    def __call__(self, value: bytes) -> torch.Tensor:
-        from torchvision.io import ImageReadMode, decode_image
-
-        data = torch.frombuffer(bytearray(value), dtype=torch.uint8)
-        image: torch.Tensor = decode_image(data, ImageReadMode[self._mode])
-        if image.dtype != torch.uint8:
-            raise ValueError(f"pixels of {image.dtype} have more than 8 bits")
-        return image if image.ndim == 3 else image[0]  # the first frame of what is animated
-
-
-class Decoder:
-    """What becomes of the values of a column: see ``decode`` of :class:`~shardcache.CachedDataset`."""
-
-    def __init__(self, field: Field, kind: str) -> None:
-        if field.type not in ("bytes", "image"):
-            raise UsageError(f"decode for {field.name!r}: must be a column of bytes or images, is {field}")
-        if kind not in MODES:
-            raise UsageError(f"decode for {field.name!r}: must be {', '.join(map(repr, MODES))}, was {kind!r}")
-        self._name, self._mode = field.name, MODES[kind]
-        self._decoded = _library(field, kind)
-
-    def all(self, values: Sequence[Any], sources: Integers) -> list[Any]:
-        """The values, decoded; None stays None. :class:`SampleError` names the sample of what is no image."""
-        out = []
-        for value, source in zip(values, sources.tolist(), strict=True):
-            try:
-                out.append(value if value is None or value is ABSENT else self._decoded(value))
-            except (MemoryError, Warning):
-                raise
-            except Exception as error:  # of Pillow, whatever comes
-                raise SampleError(f"sample {source}, column {self._name!r}: cannot be decoded: {error}") from error
-        return out
-
-
-def _library(field: Field, kind: str) -> _Pillow | _Torchvision:
-    """Pillow's where it is installed, so that an installation always gives the same pixels."""
-    try:
-        return _Pillow(MODES[kind])
-    except ImportError:
-        needs_pillow = kind == "pil" or field.type != "bytes"
-    if needs_pillow:
-        raise MissingExtraError(f"decode for {field.name!r} needs Pillow: pip install 'shardcache[images]'")
-    try:
-        return _Torchvision(kind)
-    except ImportError:
-        raise MissingExtraError("decode= needs Pillow or torchvision: pip install 'shardcache[images]'") from None
 
 
 def decoders_of(decode: Mapping[Any, str] | None, fields: Sequence[Field]) -> dict[str, Decoder]:
