@@ -118,7 +118,7 @@ def build(
     target = target_of(path)
     if is_taken(target, if_exists):
         return open_cache(target)
-    recipe = Recipe(dataset, kwargs, tolerance)
+    recipe = dataset.tolerating(tolerance) if isinstance(dataset, Recipe) else Recipe(dataset, kwargs, tolerance)
     source = recipe.source()
     options = options.for_source(source)
     if isinstance(source, Stream):
@@ -141,7 +141,7 @@ def build(
         if mine is not None:
             return None
         plan = with_length(plan, source, records)
-        staging.publish(plan, records, provenance(dataset, began), replace=if_exists == "replace")
+        staging.publish(plan, records, provenance(recipe.factory, began), replace=if_exists == "replace")
     return open_cache(target)
 
 

@@ -1,5 +1,6 @@
 """What is written down of where a cache comes from; nothing private: no paths, no names of users or machines."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shardcache.builder.source import load
 from shardcache.format.provenance import Provenance
 
 _PACKAGES = ("shardcache", "torch", "numpy", "lmdb", "zstandard")
@@ -16,8 +18,11 @@ _PACKAGES = ("shardcache", "torch", "numpy", "lmdb", "zstandard")
 
 def provenance(factory: Any, began: float) -> Provenance:
     """Of a build that is about to be published and began at ``began`` (``time.time()``)."""
-    has_place = hasattr(factory, "__qualname__") and hasattr(factory, "__module__")  # a generator has the first alone
-    made = factory if has_place else type(factory)
+    named = load(factory) if isinstance(factory, str) else factory
+    while isinstance(named, functools.partial):
+        named = named.func
+    has_place = hasattr(named, "__qualname__") and hasattr(named, "__module__")  # a generator has the first alone
+    made = named if has_place else type(named)
     module = sys.modules.get(getattr(made, "__module__", ""))
     commit, is_dirty = _commit(getattr(module, "__file__", None))
     name = factory if isinstance(factory, str) else f"{made.__module__}:{made.__qualname__}"
@@ -52,4 +57,5 @@ def _commit(file: str | None) -> tuple[str | None, bool | None]:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # looking at a work tree must not write into it
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environment).stdout

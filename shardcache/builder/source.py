@@ -77,6 +77,7 @@ class Recipe:
 
     def __init__(self, dataset: Any, kwargs: Mapping[str, Any] | None, tolerance: Tolerance = STRICT) -> None:
         self._dataset, self._kwargs, self.tolerance = dataset, dict(kwargs or {}), tolerance
+        self._prepared: Any = None
         self._is_made = is_made(dataset)
         if self._is_made and kwargs:
             raise UsageError("kwargs= goes with a callable that makes the dataset; a dataset was given")
@@ -95,9 +96,29 @@ class Recipe:
             raise UsageError("a DataLoader yields batches, a cache holds samples: give the dataset that it loads")
         return (Stream if is_stream(dataset) else Source)(dataset, self.tolerance)
 
+    def tolerating(self, tolerance: Tolerance) -> "Recipe":
+        """The same, for a build that takes errors so."""
+        self.tolerance = tolerance
+        return self
+
+    def prepare(self) -> Any:
+        """Make the dataset now; this process and those forked from it use this one from now on."""
+        self._prepared = self()
+        return self._prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+    @property
+    def factory(self) -> Any:
+        """What makes the dataset, or the dataset."""
+        return self._dataset
+
     def __call__(self) -> Any:
         if self._is_made:
             return self._dataset
+        if self._prepared is not None:
+            return self._prepared
         factory = load(self._dataset) if isinstance(self._dataset, str) else self._dataset
         if is_made(factory) and not self._kwargs:
             return factory
@@ -153,6 +174,21 @@ def load(target: str) -> Any:
             raise UsageError(f"target {target!r}: {module_name} has no {name!r}")
         found = getattr(found, part)
     return found
+
+
+def find_module(name: str, importer: str) -> tuple[str, str | None] | None:
+    """The full name and the file of a module that another one would import; None where there is none."""
+    try:
+        full = importlib.util.resolve_name(name, importer.rpartition(".")[0])
+        found = importlib.util.find_spec(full)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    return None if found is None else (full, found.origin)
+
+
+def import_module(name: str) -> Any:
+    """A module that the project's own code imports."""
+    return importlib.import_module(name)
 
 
 def _load_module(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from shardcache.cli.engines import ENGINES, executor
-from shardcache.cli.options import debug_option
+from shardcache.cli.options import debug_option, home_options, identity_options
 from shardcache.cli.results import Events, print_estimate, print_event, results_only
 from shardcache.cli.sources import IN_FILE_ORDER, KINDS, make_source
 from shardcache.cli.text import count, duration, one_line, plain, saving, skipped
@@ -108,6 +108,8 @@ Examples:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print events, for scripts: one JSON object a line, the result last."
 )
+@identity_options
+@home_options
 @debug_option
 def command(
     targets: tuple[str, ...],
@@ -134,6 +136,7 @@ def command(
     force: bool,
     no_progress: bool,
     as_json: bool,
+    **identity: Any,
 ) -> None:
     """Build a cache from a dataset: one with __len__ and __getitem__, or one that can only be iterated.
 
@@ -146,9 +149,9 @@ def command(
     kwargs = parse_arguments(args)
     if kind is None and len(targets) > 1:
         raise UsageError(f"one TARGET is needed, were {len(targets)}: several are for --from")
-    options: dict[str, Any] = {"codec": _parse_codecs(codecs)}
+    options: dict[str, Any] = {"codec": parse_codecs(codecs)}
     if block_bytes is not None:
-        options["block_bytes"] = _parse_size(block_bytes)
+        options["block_bytes"] = parse_size(block_bytes)
     options |= {
         "num_workers": num_workers,
         "seed": seed,
@@ -157,6 +160,8 @@ def command(
     options |= {"shuffle_window": shuffle_window, "on_error": on_error, "max_errors": max_errors}
     if (out is None) == (name is None) and not dry_run:
         raise UsageError("build: say --out DIR or --name NAME, one of the two")
+    if out is not None and any(value not in (None, (), False, "mtime") for value in identity.values()):
+        raise UsageError("build: --version, --dep, --data-check, --cache-dir and --allow-shared go with --name")
     import shardcache
 
     start, cache = time.time(), None
@@ -172,6 +177,7 @@ def command(
             with executor(engine, address, num_workers) as options["executor"]:
                 if name is not None:
                     rebuild = if_exists == "replace"
+                    options |= identity
                     cache = shardcache.get_or_build(given, name=name, kwargs=rest, rebuild=rebuild, **options)
                 elif out is not None:
                     cache = shardcache.build(given, out, kwargs=rest, if_exists=if_exists, **options)
@@ -239,7 +245,8 @@ def parse_arguments(args: Sequence[str]) -> dict[str, Any]:
     return kwargs
 
 
-def _parse_codecs(codecs: Sequence[str]) -> str | dict[str, str]:
+def parse_codecs(codecs: Sequence[str]) -> str | dict[str, str]:
+    """``--codec`` as ``codec=`` takes it."""
     by_column = {name: codec for name, equals, codec in (text.rpartition("=") for text in codecs) if equals}
     for_all = [text for text in codecs if "=" not in text]
     if len(for_all) > 1 or len(by_column) + len(for_all) < len(codecs):
@@ -251,7 +258,8 @@ def _parse_codecs(codecs: Sequence[str]) -> str | dict[str, str]:
     return by_column or (for_all[0] if for_all else "auto")
 
 
-def _parse_size(text: str) -> int:
+def parse_size(text: str) -> int:
+    """``--block-bytes`` as a number."""
     from shardcache.read.settings import parse_bytes
 
     try:

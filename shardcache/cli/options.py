@@ -53,6 +53,17 @@ def home_options(command: Any) -> Any:
     return click.option("--allow-shared", is_flag=True, help="Use a folder that others may write to.")(command)
 
 
+def identity_options(command: Any) -> Any:
+    """What get_or_build takes besides the arguments of the dataset."""
+    command = click.option("--version", metavar="TEXT", help="Stands for the code, as for get_or_build.")(command)
+    command = click.option(
+        "--dep", "deps", multiple=True, metavar="PATH", help="A file or folder that counts, as for get_or_build."
+    )(command)
+    return click.option(
+        "--data-check", type=click.Choice(["mtime", "content"]), default="mtime", help="What tells that a file changed."
+    )(command)
+
+
 def slot_of_text(text: str, cache_dir: str | None, allow_shared: bool) -> "Slot":
     """The one cache that is meant."""
     from shardcache.registry.store import find, root_of

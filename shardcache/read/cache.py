@@ -231,10 +231,14 @@ class Cache(Dataset[Any]):
         if self._io == "auto":
             self.blocks.read_by("pread")
 
-    def _again(self, selected: Integers | None, io: str) -> "Cache":
+    def with_types(self, types: Sequence[type]) -> "Cache":
+        """The same cache or view, whose records come back as these classes (see ``open``)."""
+        return self._again(self._selected, self._io, tuple(types))
+
+    def _again(self, selected: Integers | None, io: str, types: tuple[type, ...] | None = None) -> "Cache":
         """A view of what this one holds, whatever is at its path by now."""
-        digest = self.manifest.digest
-        return Cache(self.path, self.types, expect=digest, selected=selected, io=io, hold=self._hold)
+        digest, types = self.manifest.digest, self.types if types is None else types
+        return Cache(self.path, types, expect=digest, selected=selected, io=io, hold=self._hold)
 
     def read_fields(self, number: int, offsets: Sequence[int], fields: Sequence[Field]) -> list[list[Any]]:
         """The values of some fields at some rows of block ``number``, a list a field."""

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shardcache.registry.data import Files, difference, files_under
+from shardcache.registry.data import Files, difference
 from shardcache.registry.fingerprint import Fingerprint, decisive, fingerprint
-from shardcache.registry.store import Entry, root_of, slots
+from shardcache.registry.store import Entry, named, root_of
 
 
 def explain(
@@ -24,7 +24,7 @@ def explain(
     An empty list means that it would be used again. Nothing is built, and nothing is imported because a cache names it.
 
     Args:
-        name: as for :func:`~shardcache.get_or_build`.
+        name: as for :func:`~shardcache.get_or_build`; or the path of one cache.
         factory: as for :func:`~shardcache.get_or_build`.
         kwargs: the factory's arguments.
         cache_dir: the folder of all caches.
@@ -32,19 +32,35 @@ def explain(
         options: ``version``, ``deps``, ``data_check`` and the build options, as they would be given.
     """
     rest = {key: options.pop(key) for key in ("version", "deps", "data_check") if key in options}
-    new = fingerprint(factory, kwargs, options=decisive(options), **rest)
+    root = root_of(cache_dir, allow_shared=allow_shared)
+    new = fingerprint(factory, kwargs, options=decisive(options), skip=str(root), **rest)
     found = {}
-    for slot in slots(root_of(cache_dir, allow_shared=allow_shared), name):
+    for slot in named(root, name):
         entry = slot.entry()
         if entry is not None and slot.is_published:
-            found[slot.key] = differences(entry.fingerprint, new) + changed_since(entry)
+            found[slot.key] = differences(entry.fingerprint, new) + changed_since(entry, str(root))
     return found
 
 
-def changed_since(entry: Entry) -> list[str]:
+def changed_since(entry: Entry, skip: str) -> list[str]:
     """What happened to files that the dataset turned out to use; where they are gone, nobody can tell."""
-    there = (files for files in entry.discovered.values() if os.path.exists(files.root))
-    return [text for files in there if (text := difference(files, files_under(files.root, files.check)))]
+    there = (files for files in entry.discovered.values() if not files.are_gone)
+    return [text for files in there if (text := difference(files, files.again(skip)))]
+
+
+def is_same_but_gone(old: Fingerprint, new: Fingerprint) -> bool:
+    """Whether the only difference is that files are not there any more, by which nobody can compare."""
+    gone = {label for label, files in old.data.items() if label not in new.data and files.are_gone}
+    return bool(gone) and _without(old, gone) == _without(new, gone)
+
+
+def _without(one: Fingerprint, labels: set[str]) -> Any:
+    """A fingerprint in which the paths of some labels count as they were written."""
+    by_name = {label.removeprefix("argument ") for label in labels}
+    arguments = {name: one.shown[name] if name in by_name else text for name, text in one.arguments.items()}
+    functions = {name: text for name, text in one.functions.items() if name not in labels}
+    digests = {label: files.digest for label, files in one.data.items() if label not in labels}
+    return one.factory, arguments, functions, one.packages, digests, one.options, one.version, one.format
 
 
 _MAX_LINES = 40  # of a function's difference

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -14,7 +15,10 @@ from shardcache.format import spec
 from shardcache.registry import data
 from shardcache.registry.code import Code
 from shardcache.registry.data import Files
-from shardcache.registry.literal import CannotTell, Literals
+from shardcache.registry.literal import CannotTell, Literals, plain_text
+from shardcache.registry.modules import name_of
+
+_LONGEST = 20_000  # of a text that is kept
 
 
 class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,46 +50,45 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Maker:
     """Writes the parts down; the paths that it meets become data."""
 
-    def __init__(self, check: str, lenient: bool) -> None:
-        self.data: dict[str, Files] = {}
-        self._check, self._lenient = check, lenient
-        self._label: str | None = None  # what paths belong to; None where text is only text
-        self.code = Code(Literals(self._reach, self._path))
-        self._literals = Literals(self._reach, self._path)
+    def __init__(self, check: str, skip: str, lenient: bool) -> None:
+        self.met = data.Met(check, skip)
+        self.code = Code(self.met.add)
+        self._lenient = lenient
+        self._literals = Literals(_name if lenient else self.code.reach, self._path)
 
-    def _reach(self, thing: Any) -> str:
-        label, self._label = self._label, None  # in code, a path is text: whoever means a file says deps=
-        try:
-            return self._name(thing) if self._lenient else self.code.reach(thing)
-        finally:
-            self._label = label
-
-    @staticmethod
-    def _name(thing: Any) -> str:
-        return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
-
-    def _path(self, text: str) -> str:
-        path = data.as_path(text) if self._label is not None else None
-        if path is None or self._label is None:
-            return repr(text)
-        label = self._label
-        while label in self.data and self.data[label].root != path:
-            label += "'"
-        if label not in self.data:
-            self.data[label] = data.files_under(path, self._check)
-        return f"<files of {label}>"
+    def _path(self, value: Any, where: str) -> str:
+        """A path by its files; a word without a separator that is a path too enters as both."""
+        path = data.as_path(value, bare=where.startswith(("argument ", "dependency ")))
+        text = str(value)
+        if path is None:
+            return plain_text(f"./{text}" if isinstance(value, PurePath) and os.sep not in text else text)
+        is_word = os.sep not in text and not isinstance(value, PurePath)
+        return (f"{text!r} " if is_word else "") + self.met.add(path, where)
 
     def write(self, value: Any, label: str) -> str:
         """The text of an argument or a dependency."""
-        self._label = label
         try:
             return self._literals.write(value, label)
         except CannotTell:
             if not self._lenient:
                 raise
             return type(value).__qualname__
-        finally:
-            self._label = None
+
+    def named(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """The texts with the names of files; what is very long enters as a digest."""
+        return {name: _bounded(self.met.named(text)) for name, text in texts.items()}
+
+
+def _name(thing: Any) -> str:
+    module = name_of(str(getattr(thing, "__module__", "")))
+    return f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{text[:_LONGEST]}... ({len(text)} long, sha256 {digest})"
 
 
 def fingerprint(
@@ -96,8 +99,11 @@ def fingerprint(
     deps: Iterable[Any] = (),
     data_check: str = "mtime",
     options: Mapping[str, Any] | None = None,
+    skip: str = "",
 ) -> Fingerprint:
     """The parts of the cache that would be built; nothing of the dataset is read.
+
+    Files below ``skip``, the folder of all caches, are no data.
 
     Raises:
         UsageError: something cannot be compared from one process to the next; the message says what to do.
@@ -106,30 +112,30 @@ def fingerprint(
     if version is not None and not isinstance(version, str):
         raise UsageError(f"version must be a string, was {version!r}")
     made = load(factory) if isinstance(factory, str) else factory
-    maker = _Maker(data_check, lenient=version is not None)
+    maker = _Maker(data_check, skip, lenient=version is not None)
     arguments, shown = {}, {}
     for name, value in _arguments(made, kwargs or {}).items():
         arguments[name], shown[name] = maker.write(value, f"argument {name}"), _shown(value)
-    is_instance = is_made(made)
-    name = maker.write(made, "the dataset") if is_instance else maker.write(made, "the factory")
+    called = maker.write(made, "the dataset" if is_made(made) else "the factory")
     for number, one in enumerate(deps):
-        path = (
-            data.as_path(str(one) if isinstance(one, PurePath) else one) if isinstance(one, (str, PurePath)) else None
-        )
-        if isinstance(one, PurePath) and path is None:
-            data.files_under(str(one))  # says that it is not there
-        label = f"dependency {path or number}"
-        arguments[f"dependency {number}"] = maker.write(path or one, label)
-        shown[f"dependency {number}"] = _shown(one)
+        label = f"dependency {number}"
+        if isinstance(one, PurePath) and not os.path.exists(one):
+            raise UsageError(f"{one}: a file or folder that the dataset depends on is not there")
+        arguments[label], shown[label] = maker.write(one, label), _shown(one)
+    words = Literals(_name, lambda value, _: plain_text(str(value)))
+    written = {name: words.write(value, f"option {name}") for name, value in sorted((options or {}).items())}
+    maker.code.follow()
+    maker.met.close()
     return Fingerprint(
-        factory=name,
-        arguments=arguments,
+        factory=maker.met.named(called),
+        arguments=maker.named(arguments),
         shown=shown,
-        functions=maker.code.functions,
+        functions=maker.named(maker.code.functions),
         packages=maker.code.packages,
-        data=maker.data,
-        options={key: repr(value) for key, value in sorted((options or {}).items())},
+        data=maker.met.data,
+        options=written,
         version=version,
+        format=spec.FORMAT_VERSION,
     )
 
 
@@ -152,28 +158,11 @@ def _arguments(factory: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:  # a built-in without a signature
         return dict(kwargs)
     bound.apply_defaults()
-    return {name: value for name, value in bound.arguments.items() if name in kwargs or value not in ((), {})}
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    is_starred = {name for name, one in bound.signature.parameters.items() if one.kind in starred}
+    return {name: value for name, value in bound.arguments.items() if name not in is_starred or value}
 
 
 def _shown(value: Any) -> str:
     text = str(value) if isinstance(value, PurePath) else repr(value)
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def discover(dataset: Any, known: Iterable[Files], check: str) -> dict[str, Files]:
-    """The files at which attributes of a dataset point, and of what it wraps, that nobody has named."""
-    roots = {files.root for files in known}
-    found: dict[str, Files] = {}
-    for label, value in _attributes(dataset, "", 2):
-        path = data.as_path(str(value)) if isinstance(value, (str, PurePath)) else None
-        if path is not None and path not in roots:
-            roots.add(path)
-            found[f"attribute {label}"] = data.files_under(path, check)
-    return found
-
-
-def _attributes(thing: Any, before: str, depth: int) -> Iterable[tuple[str, Any]]:
-    for name, value in getattr(thing, "__dict__", {}).items():
-        yield before + name, value
-        if depth and hasattr(value, "__getitem__") and hasattr(value, "__dict__"):
-            yield from _attributes(value, f"{before}{name}.", depth - 1)

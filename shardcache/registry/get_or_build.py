@@ -1,33 +1,43 @@
 """``get_or_build``: the cache of this fingerprint, from whoever builds it first."""
 
-import json
-import multiprocessing
+import inspect
 import os
-import shlex
-import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import msgspec
 
 from shardcache.builder.build import build
 from shardcache.builder.progress import Events
 from shardcache.builder.source import Recipe
-from shardcache.builder.staging import progress_of, storage_errors
-from shardcache.errors import CacheMissError, StaleCacheError, UsageError
+from shardcache.errors import (
+    BuildInProgressError,
+    CacheMissError,
+    CacheNotFoundError,
+    ShardCacheWarning,
+    StaleCacheError,
+    UsageError,
+)
+from shardcache.format import spec
 from shardcache.read.cache import Cache
 from shardcache.read.cache import open as open_cache
 from shardcache.registry import spotcheck
-from shardcache.registry.explain import changed_since, differences
-from shardcache.registry.fingerprint import Fingerprint, decisive, discover, fingerprint
+from shardcache.registry.asked import Asked
+from shardcache.registry.data import difference
+from shardcache.registry.discover import discover
+from shardcache.registry.explain import changed_since, is_same_but_gone
+from shardcache.registry.fingerprint import Fingerprint
+from shardcache.registry.job import is_first_of_node, is_job
+from shardcache.registry.miss import advice, reason, target_of
+from shardcache.registry.source import started
 from shardcache.registry.store import Entry, Slot, root_of, slot_of, slots
+from shardcache.registry.waiting import Waiting, say
 
 _POLL_S = 0.2
-_SAY_EVERY_S = 10.0
 _NOT_OURS = ("if_exists", "path", "dataset", "part")
 
 
@@ -81,25 +91,28 @@ def get_or_build(
         StaleCacheError: a spot check found a difference.
     """
     _check(on_miss, on_stale, spot_check, build_options)
+    options = build_options | ({"allow_random": True} if allow_random else {})
+    given = dict(kwargs or {})
+    asked = Asked(name, factory, given, version, tuple(deps), data_check, options, cache_dir, allow_shared)
+    recipe = Recipe(factory, kwargs)
     root = root_of(cache_dir, allow_shared=allow_shared)
-    made_of = fingerprint(
-        factory, kwargs, version=version, deps=deps, data_check=data_check, options=decisive(build_options)
-    )
-    slot = slot_of(root, name, made_of.key)
-    before = _stamp(slot)  # before the look whether it can be used: it may be published, and not yet entered
-    if not rebuild and (cache := _reusable(slot)) is not None:
+    made_of = asked.fingerprint(str(root))
+    slot = _slot(root, name, made_of)
+    shown = progress is True and is_first_of_node()
+    if (cache := _reusable(slot, rebuild)) is not None:
         try:
-            spotcheck.check(cache, factory, kwargs, 0 if allow_random else spot_check)
-        except StaleCacheError:
+            if spot_check and not allow_random and is_first_of_node():
+                spotcheck.check(cache, recipe, spot_check, shown)
+        except StaleCacheError as error:
             if on_stale == "error":
                 raise
-            rebuild = True
+            _give_up(slot, cache, error)
         else:
             return cache
-    if on_miss == "error" and not rebuild:
-        raise CacheMissError(_miss(root, name, made_of, factory, kwargs or {}))
-    options = {**build_options, "allow_random": allow_random, "progress": progress}
-    return _built(slot, before, Entry(name, _target(factory), made_of), factory, kwargs, data_check, options)
+    elif on_miss == "error" and not rebuild:
+        why = reason(root, name, made_of)
+        raise CacheMissError(f"no cache {name!r} of this fingerprint ({made_of.key[:12]}): {why}. {advice(asked)}")
+    return _Build(asked, root, recipe, shown if isinstance(progress, bool) else progress).run(made_of, rebuild)
 
 
 def _check(on_miss: str, on_stale: str, spot_check: int, build_options: Mapping[str, Any]) -> None:
@@ -109,103 +122,143 @@ def _check(on_miss: str, on_stale: str, spot_check: int, build_options: Mapping[
         raise UsageError(f"on_stale must be 'error' or 'rebuild', was {on_stale!r}")
     if type(spot_check) is not int or spot_check < 0:
         raise UsageError(f"spot_check must be 0 or more, was {spot_check!r}")
-    for option in _NOT_OURS:
-        if option in build_options:
+    for option in build_options:
+        if option in _NOT_OURS:
             raise UsageError(
                 f"{option}= is not for get_or_build, which says itself where and what; rebuild=True builds anew"
             )
+        if option not in inspect.signature(build).parameters:
+            raise UsageError(f"{option}= is no option of get_or_build or of build")
 
 
-def _reusable(slot: Slot) -> Cache | None:
-    """The published cache, unless files that its dataset turned out to use have changed since."""
+def _slot(root: Path, name: str, made_of: Fingerprint) -> Slot:
+    """The place of this fingerprint; where its files are gone, that of a cache that was made of them."""
+    slot = slot_of(root, name, made_of.key)
+    if not slot.is_published:
+        for other in slots(root, name):
+            entry = other.entry()
+            if entry is not None and other.is_published and is_same_but_gone(entry.fingerprint, made_of):
+                return other
+    return slot
+
+
+def _reusable(slot: Slot, rebuild: bool) -> Cache | None:
+    """The published cache, unless files that its dataset turned out to use have changed since.
+
+    One rank of a job builds anew; for the others, what it published since they began is new.
+    """
     entry = slot.entry()
     if entry is None or not slot.is_published:
         return None
-    if changed_since(entry):
+    if rebuild and not (is_job() and (slot.made or 0) >= started()):
         return None
-    cache = open_cache(slot.path)
+    if changed_since(entry, str(slot.folder.parent)):
+        return None
+    try:
+        cache = open_cache(slot.path)
+    except CacheNotFoundError:  # it was replaced just now
+        return None
     slot.mark_used()
     return cache
 
 
-def _built(
-    slot: Slot,
-    before: int | None,
-    entry: Entry,
-    factory: Any,
-    kwargs: Mapping[str, Any] | None,
-    data_check: str,
-    options: Mapping[str, Any],
-) -> Cache:
-    """Build it, or wait for who does and open what comes out."""
-    with storage_errors(slot.folder):
-        slot.folder.mkdir(mode=0o700, exist_ok=True)
-    with _locked(slot, options["progress"] is True):
-        if _stamp(slot) != before and (cache := _reusable(slot)) is not None:
-            return cache  # somebody else has built it in the meantime
-        dataset = Recipe(factory, kwargs)()
-        discovered = discover(dataset, entry.fingerprint.data.values(), data_check)
-        source, arguments = (dataset, None) if _is_fork_used() else (factory, kwargs)
-        replace = "replace" if slot.path.exists() else "error"
-        cache = build(source, slot.path, kwargs=arguments, if_exists=replace, **options)
-        slot.write_entry(msgspec.structs.replace(entry, discovered=discovered))
-    slot.mark_used()
-    return cache
+def _give_up(slot: Slot, cache: Cache, error: StaleCacheError) -> None:
+    """Have a stale cache built anew: now, or where other ranks have it open already, by the job that comes next."""
+    with _turn(slot, Waiting(slot.name, slot.path, shown=False)):
+        if slot.is_published and slot.manifest().digest == cache.manifest.digest:  # nobody has built it anew
+            slot.forget_entry()
+    if is_job():
+        raise StaleCacheError(
+            f"{error}. It was given up, but other ranks of this job may have it open: start the job again, which "
+            "builds it anew"
+        ) from None
+
+
+class _Build:
+    """The way to a cache that is not there: wait for who builds it, or build it."""
+
+    def __init__(self, asked: Asked, root: Path, recipe: Recipe, progress: bool | Events) -> None:
+        self._asked, self._root, self._recipe = asked, root, recipe
+        self._progress, self._shown = progress, progress is True
+
+    def run(self, made_of: Fingerprint, rebuild: bool) -> Cache:
+        """What is asked for, built by whoever is first.
+
+        Making the dataset may make files that count (a download, an index): then it is the cache of those.
+        """
+        for is_settled in (False, True):
+            slot = slot_of(self._root, self._asked.name, made_of.key)
+            slot.make_folder()
+            before = _stamp(slot)
+            with _turn(slot, Waiting(slot.name, slot.path, self._shown)):
+                if (cache := _reusable(slot, rebuild and _stamp(slot) == before)) is not None:
+                    return cache  # somebody else has built it in the meantime
+                dataset = self._recipe.prepare()
+                now = self._again(made_of)
+                if now.key == made_of.key or is_settled:
+                    return self._publish(slot, made_of, dataset, rebuild)
+            made_of = now
+        raise AssertionError
+
+    def _again(self, made_of: Fingerprint) -> Fingerprint:
+        """The fingerprint with the files as they are now; code is what was looked at first."""
+        now = self._asked.fingerprint(str(self._root))
+        return msgspec.structs.replace(made_of, arguments=now.arguments, data=now.data)
+
+    def _publish(self, slot: Slot, made_of: Fingerprint, dataset: Any, rebuild: bool) -> Cache:
+        why = "a new one is wanted" if rebuild else reason(self._root, slot.name, made_of)
+        say(f"building {slot.name!r} ({made_of.key[:12]}): {why}", self._shown)
+        found = discover(dataset, made_of.data.values(), self._asked.data_check, str(self._root))
+        entry = Entry(slot.name, target_of(self._asked.factory), made_of, found)
+        slot.begin_entry(entry)
+        cache = self._build(slot)
+        slot.finish_entry()
+        slot.mark_used()
+        changed = [difference(files, files.again(str(self._root))) for files in made_of.data.values()]
+        changed = [text for text in changed if text] + changed_since(entry, str(self._root))
+        if changed:
+            warnings.warn(
+                f"{slot.path}: files changed while it was built, so that it may hold some of either, and the next call "
+                f"builds it again: {'; '.join(changed)}",
+                ShardCacheWarning,
+                stacklevel=5,
+            )
+        return cache
+
+    def _build(self, slot: Slot) -> Cache:
+        waiting = Waiting(slot.name, slot.path, self._shown)
+        while True:
+            try:
+                replace = "replace" if slot.path.exists() else "error"
+                options = {**self._asked.options, "progress": self._progress}
+                return build(self._recipe, slot.path, if_exists=replace, **options)
+            except BuildInProgressError:  # by build(), or by workers of a build that was killed just now
+                waiting()
+                time.sleep(_POLL_S)
+            finally:
+                waiting.close()
 
 
 @contextmanager
-def _locked(slot: Slot, shown: bool) -> Iterator[None]:
+def _turn(slot: Slot, waiting: Waiting) -> Iterator[None]:
     """The right to build; whoever waits for it says how far the other one is."""
-    lock, said = slot.lock(), time.monotonic()
-    while True:
-        with storage_errors(slot.folder), suppress(filelock.Timeout):
-            lock.acquire(timeout=_POLL_S)
-            break
-        if shown and time.monotonic() - said > _SAY_EVERY_S:
-            said, progress = time.monotonic(), progress_of(slot.path)
-            far = f"{progress[0]} of {progress[1] or 'some'} shards" if progress else "at its beginning"
-            sys.stderr.write(f"waiting for another process that builds {slot.name!r}: {far}\n")
+    lock = slot.lock()
+    try:
+        while not lock.acquire():
+            waiting()
+            time.sleep(_POLL_S)
+    finally:
+        waiting.close()
     try:
         yield
     finally:
         lock.release()
 
 
-def _is_fork_used() -> bool:
-    """Whether workers inherit what this process has made. Asking must not decide it."""
-    return (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) == "fork"
-
-
-def _stamp(slot: Slot) -> int | None:
+def _stamp(slot: Slot) -> tuple[int, int] | None:
     """Which cache is published there."""
     try:
-        return slot.path.stat().st_ino
+        status = (slot.path / spec.MANIFEST_NAME).stat()
     except OSError:
         return None
-
-
-def _target(factory: Any) -> str:
-    """What a person would write for the factory."""
-    if isinstance(factory, str):
-        return factory
-    return f"{getattr(factory, '__module__', '?')}:{getattr(factory, '__qualname__', type(factory).__qualname__)}"
-
-
-def _miss(root: Path, name: str, made_of: Fingerprint, factory: Any, kwargs: Mapping[str, Any]) -> str:
-    """What differs from the caches of this name, and how to build this one."""
-    others = [(slot, entry) for slot in slots(root, name) if (entry := slot.entry()) is not None and slot.is_published]
-    if others:
-        slot, entry = others[0]
-        found = differences(entry.fingerprint, made_of) or ["files that its dataset uses have changed since"]
-        what = f"the last used one, {slot.key[:12]}, differs: " + "; ".join(text.splitlines()[0] for text in found)
-    else:
-        what = f"there is no cache of this name in {root}"
-    arguments = "".join(f" --arg {shlex.quote(f'{key}={_as_json(value)}')}" for key, value in kwargs.items())
-    return (
-        f"no cache {name!r} of this fingerprint ({made_of.key[:12]}): {what}. "
-        f"To build it: shardcache build {_target(factory)}{arguments} --name {name}"
-    )
-
-
-def _as_json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return status.st_ino, status.st_mtime_ns

@@ -44,11 +44,18 @@ def _kept(slot: Slot) -> Kept:
     try:
         if slot.is_published:
             samples, made = slot.manifest().kept, (slot.path / "manifest.json").stat().st_mtime
-    except CacheError:
-        state = "damaged"
+    except (CacheError, OSError):
+        state = "damaged" if slot.is_published else "unfinished"
     places = [slot.path, slot.path.with_name(f"{slot.key}.partial"), *replaced(slot.path)]
-    size = sum(file.stat().st_size for place in places for file in place.glob("*") if file.is_file())
+    size = sum(_bytes(file) for place in places for file in place.glob("*"))
     return Kept(slot, samples, size, made, slot.last_used, slot.is_in_use, slot.is_pinned, state)
+
+
+def _bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # it went just now
+        return 0
 
 
 def prunable(kept: Iterable[Kept], max_size: int | None, unused_for: float | None) -> list[Kept]:

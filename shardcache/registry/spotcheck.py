@@ -2,15 +2,23 @@
 
 No fingerprint sees everything: a database, a library in C, a file that is opened by a name nobody wrote down. What is
 compared is the stored form, so it is exact to the bit, and NaN equals itself.
+
+The process is forked, as the workers of a DataLoader are by default on Linux: a fresh interpreter would take seconds to
+import torch, and could not have what a notebook defines. A worker of a pool, to which multiprocessing permits no child,
+can have it too. It has no threads of the parent's and must not touch a GPU that the parent uses; a dataset that does is
+an error there, hence a check that is skipped with a note.
 """
 
-import multiprocessing
+import json
 import os
 import random
+import select
 import signal
+import sys
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from shardcache.builder.source import Recipe
@@ -19,63 +27,85 @@ from shardcache.errors import ShardCacheWarning, StaleCacheError
 from shardcache.format import columns
 from shardcache.format.schema import record_kind, splitter
 from shardcache.read.cache import Cache
-from shardcache.read.cache import open as open_cache
+from shardcache.registry.waiting import say
 
 TIMEOUT_S = 300
+_SAID_FROM_S = 1.0
 _SHOWN = 80
 
 
-def check(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, rows: int) -> None:
+def check(cache: Cache, recipe: Recipe, rows: int, shown: bool = False) -> None:
     """Compare ``rows`` samples, other ones each time.
 
     Raises:
         StaleCacheError: one differs; the message has its index, the column and both values.
     """
-    if not rows or os.environ.get("LOCAL_RANK", "0") != "0":  # once a node
-        return
+    began = time.perf_counter()
     indices = random.SystemRandom().sample(range(len(cache)), min(rows, len(cache)))
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: the child runs one of its own
-        # A fresh interpreter would take seconds to import torch, and a worker of a pool, which may ask for a cache too,
-        # must not have a multiprocessing.Process.
-        child = os.fork()
-    if not child:
-        ours.close()
-        _compare(theirs, cache, factory, kwargs, indices)
-    theirs.close()
-    try:
-        said = ours.recv() if ours.poll(TIMEOUT_S) else ("skipped", f"it took longer than {TIMEOUT_S} s")
-    except EOFError:
-        said = "skipped", "its process died"
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        ours.close()
-    kind, text = said
+    kind, text = _in_a_child(cache, recipe, indices)
+    seconds = time.perf_counter() - began
     if kind == "differs":
         raise StaleCacheError(f"{cache.path}: {text}")
     if kind == "skipped":
         warnings.warn(f"{cache.path}: the spot check was skipped: {text}", ShardCacheWarning, stacklevel=4)
+    else:
+        advice = "; spot_check= says how many" if seconds > _SAID_FROM_S else ""
+        say(
+            f"spot check of {cache.path.parent.name!r}: {len(indices)} samples in {seconds:.2f} s{advice}",
+            shown and seconds > _SAID_FROM_S,
+        )
 
 
-def _compare(
-    connection: Connection, cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, indices: list[int]
-) -> NoReturn:
+def _in_a_child(cache: Cache, recipe: Recipe, indices: list[int]) -> tuple[str, str]:
+    ours, theirs = os.pipe()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # the child has what is buffered here too
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        child = os.fork()
+    if not child:
+        _compare(theirs, cache, recipe, indices)
+    os.close(theirs)
+    try:
+        return _answer(ours)
+    finally:
+        os.close(ours)
+        with suppress(ProcessLookupError, ChildProcessError):  # somebody else may have waited for it
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def _answer(descriptor: int) -> tuple[str, str]:
+    deadline, data = time.monotonic() + TIMEOUT_S, b""
+    ready = select.poll()  # select() knows the first 1,024 descriptors alone
+    ready.register(descriptor, select.POLLIN)
+    while ready.poll(max(0.0, deadline - time.monotonic()) * 1e3):
+        more = os.read(descriptor, 1 << 16)
+        if not more:
+            kind, text = json.loads(data) if data else ("skipped", "its process died")
+            return kind, text
+        data += more
+    return "skipped", f"it took longer than {TIMEOUT_S} s"
+
+
+def _compare(descriptor: int, cache: Cache, recipe: Recipe, indices: list[int]) -> NoReturn:
     try:
         import torch
 
         torch.set_num_threads(1)  # the threads of the parent's pool are not here
-        connection.send(_difference(cache, factory, kwargs, indices))
+        said = _difference(cache, recipe, indices)
     except BaseException as error:
-        connection.send(("skipped", f"{type(error).__name__}: {error}"))
+        said = "skipped", f"{type(error).__name__}: {error}"
+    try:
+        with open(descriptor, "wb") as pipe:
+            pipe.write(json.dumps(said).encode())
     finally:
-        connection.close()
         os._exit(0)
 
 
-def _difference(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, indices: list[int]) -> tuple[str, str]:
-    source, read = Recipe(factory, kwargs).source(), {}
+def _difference(cache: Cache, recipe: Recipe, indices: list[int]) -> tuple[str, str]:
+    source, read = recipe.source(), {}
     if isinstance(source, Stream):  # what comes first of it, since nothing else can be read by itself
         read = source.probe(cache.source_index(len(indices) - 1) + 1, lambda _: 0, 0)
         indices = [index for index in range(len(indices)) if cache.source_index(index) in read]
@@ -85,7 +115,7 @@ def _difference(cache: Cache, factory: Any, kwargs: Mapping[str, Any] | None, in
     for index in indices:
         at = cache.source_index(index)
         live = read[at] if read else source.read(at)
-        kept = open_cache(cache.path, types=tuple(set(_records(live))))[index]
+        kept = cache.with_types(tuple(set(_records(live))))[index]
         now: list[Any] = []
         then: list[Any] = []
         split(live, now)

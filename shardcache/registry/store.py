@@ -1,8 +1,9 @@
 """The folder in which caches lie that experiments share, and what is kept beside each of them.
 
 For a cache of name N and fingerprint K: ``N/K/`` (it), ``N/K.json`` (the parts of its fingerprint: private, since
-they have arguments and paths), ``N/K.lock`` (held by who builds it), ``N/K.used`` (its time of modification is
-the last use), ``N/K.pin`` (where it must not be pruned). Only the first is worth copying elsewhere.
+they have arguments and paths; ``N/K.json.begun`` while it is built), ``N/K.lock`` (held by who builds it),
+``N/K.used`` (its time of modification is the last use), ``N/K.pin`` (where it must not be pruned). Only the first is
+worth copying elsewhere. ``N`` has the permissions of the folder around it.
 """
 
 import os
@@ -15,25 +16,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import msgspec
 import platformdirs
 
 from shardcache.builder.staging import storage_errors, sweep, write
-from shardcache.errors import CacheNotFoundError, UsageError
+from shardcache.errors import CacheNotFoundError, StorageError, UsageError
 from shardcache.format import manifest as manifests
 from shardcache.format import spec
 from shardcache.format.manifest import Manifest
 from shardcache.read.hold import REPLACED, is_held, replaced
 from shardcache.registry.data import Files
 from shardcache.registry.fingerprint import Fingerprint
+from shardcache.registry.lock import BuildLock
 
 HOME = "SHARDCACHE_HOME"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, frozen=True):
     """What is known of a cache beyond itself. ``discovered`` are files that its dataset turned out to use."""
 
     name: str
@@ -53,10 +54,15 @@ def root_of(cache_dir: str | os.PathLike[str] | None = None, *, allow_shared: bo
     """
     given = cache_dir or os.environ.get(HOME)
     root = Path(given) if given else platformdirs.user_cache_path("shardcache", appauthor=False)
+    if "~" in root.parts[:1]:
+        raise UsageError(f"this user has no home for a folder of caches: say cache_dir=, or set {HOME}")
     root = root.absolute()
-    with storage_errors(root):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode, owner = root.stat().st_mode, root.stat().st_uid
+    try:
+        with storage_errors(root):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode, owner = root.stat().st_mode, root.stat().st_uid
+    except StorageError as error:
+        raise StorageError(f"{error}; cache_dir= or {HOME} names another folder of caches") from error.__cause__
     if not allow_shared and (mode & (stat.S_IWGRP | stat.S_IWOTH) or owner not in (os.getuid(), 0)):
         raise UsageError(
             f"{root}: others may write there ({stat.filemode(mode)}): a cache in it could be anybody's. Take their "
@@ -91,9 +97,16 @@ class Slot:
         """A file beside the cache."""
         return self.folder / f"{self.key}.{what}"
 
-    def lock(self) -> filelock.BaseFileLock:
-        """What a builder holds. The kernel lets go of it when its holder dies; the file itself is no obstacle."""
-        return filelock.FileLock(self.beside("lock"))
+    def make_folder(self) -> None:
+        """Make the folder for this name, with the permissions of the folder of all caches."""
+        with storage_errors(self.folder):
+            if not self.folder.is_dir():
+                self.folder.mkdir(mode=0o700, exist_ok=True)
+                self.folder.chmod(stat.S_IMODE(self.folder.parent.stat().st_mode))
+
+    def lock(self) -> BuildLock:
+        """What a builder holds."""
+        return BuildLock(self.beside("lock"))
 
     def entry(self) -> Entry | None:
         """What was written down of it, None where that is not there or cannot be read."""
@@ -102,10 +115,21 @@ class Slot:
         except (OSError, msgspec.DecodeError):
             return None
 
-    def write_entry(self, entry: Entry) -> None:
-        """Write down what it is made of."""
+    def begin_entry(self, entry: Entry) -> None:
+        """Write down what it will be made of; until :meth:`finish_entry` nobody takes it for that."""
         with storage_errors(self.folder):
-            write(self.beside("json"), msgspec.json.encode(entry))
+            self.forget_entry()
+            write(self.beside("json.begun"), msgspec.json.encode(entry))
+
+    def finish_entry(self) -> None:
+        """What was begun is what is published: a rename, which a full disk permits."""
+        with storage_errors(self.folder):
+            self.beside("json.begun").rename(self.beside("json"))
+
+    def forget_entry(self) -> None:
+        """Have it built anew by who asks for it next."""
+        with storage_errors(self.folder):
+            self.beside("json").unlink(missing_ok=True)
 
     def manifest(self) -> Manifest:
         """The cache's manifest."""
@@ -117,9 +141,17 @@ class Slot:
             self.beside("used").touch()
 
     @property
+    def made(self) -> float | None:
+        """When it was published, in seconds since the epoch."""
+        with suppress(OSError):
+            return (self.path / spec.MANIFEST_NAME).stat().st_mtime
+        return None
+
+    @property
     def last_used(self) -> float:
         """Seconds since the epoch."""
-        for file in (self.beside("used"), self.path / spec.MANIFEST_NAME):
+        partial = self.path.with_name(f"{self.key}.partial")
+        for file in (self.beside("used"), self.path / spec.MANIFEST_NAME, partial):
             with suppress(OSError):
                 return file.stat().st_mtime
         return 0.0
@@ -132,24 +164,15 @@ class Slot:
     @property
     def is_in_use(self) -> bool:
         """Whether somebody reads or builds it."""
-        if is_held(self.path):
-            return True
-        try:
-            with self.lock().acquire(timeout=0):
-                return False
-        except (filelock.Timeout, OSError):
-            return True
+        return is_held(self.path) or self.lock().is_taken()
 
     def remove(self) -> bool:
         """Delete it; False where it is in use. What is deleted was renamed away first: nobody opens a half of it."""
         lock = self.lock()
         try:
+            if not self.folder.is_dir() or not lock.acquire():
+                return not self.folder.is_dir()
             with storage_errors(self.path):
-                self.folder.mkdir(exist_ok=True)
-                try:
-                    lock.acquire(timeout=0)
-                except filelock.Timeout:
-                    return False
                 if is_held(self.path):
                     return False
                 self._remove()
@@ -158,7 +181,7 @@ class Slot:
         return True
 
     def _remove(self) -> None:
-        for what in ("json", "used", "pin"):
+        for what in ("json", "json.begun", "used", "pin"):
             self.beside(what).unlink(missing_ok=True)
         if self.path.exists():
             self.path.rename(self.path.with_name(f"{self.key}{REPLACED}{secrets.token_hex(4)}"))
@@ -196,15 +219,22 @@ def _slots_in(folder: Path) -> Iterator[Slot]:
                 yield slot
 
 
-def find(root: Path, text: str) -> Slot:
-    """What a person means by NAME, NAME/KEY (or the beginning of KEY), or the path of a cache in the folder."""
+def named(root: Path, text: str) -> list[Slot]:
+    """What a person means by NAME, NAME/KEY (or the beginning of KEY), or the path of a cache; the last used first."""
     path = Path(text).absolute()
     if path.is_dir() and _KEY.fullmatch(path.name):
-        return Slot(path.parent, path.name)
+        return [Slot(path.parent, path.name)]
+    if path.is_dir() and (path / spec.MANIFEST_NAME).is_file():
+        raise UsageError(f"{text}: this cache lies in no folder of caches; it is yours alone to keep or delete")
     name, _, key = text.partition("/")
-    found = [slot for slot in slots(root, name) if slot.key.startswith(key)]
+    return [slot for slot in slots(root, name) if slot.key.startswith(key)]
+
+
+def find(root: Path, text: str) -> Slot:
+    """The one cache that a person means: of several of a name the last used one."""
+    found = named(root, text)
     if not found:
         raise CacheNotFoundError(f"{text}: no cache of this name in {root}; 'shardcache ls' shows what there is")
-    if key and len(found) > 1:
+    if "/" in text and len(found) > 1:
         raise UsageError(f"{text}: {len(found)} caches begin so: {', '.join(slot.key for slot in found)}")
     return found[0]

@@ -8,8 +8,13 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from shardcache.format import spec
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- changes: begin -->", "<!-- changes: end -->"
@@ -21,8 +26,10 @@ import logging
 import os
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import numpy as np
+import tiny
 
 import helpers
 from config import SIZE
@@ -30,6 +37,8 @@ from helpers import scale, unused
 
 LIMIT = 10
 TABLE = {"a": 1, "b": 2}
+lookup = {"c": 3}.get
+SETTINGS = Path(__file__).with_name("settings.txt")
 log = logging.getLogger("data")
 
 
@@ -72,6 +81,7 @@ def cached(x):
 
 
 plus = adder(5)
+minus = adder(7)
 twice = lambda x: x * 2
 
 
@@ -90,8 +100,10 @@ class Data(Base):
     """Samples."""
 
     label = "cat"
+    factor = helpers.FACTOR
 
-    def __init__(self, root=None, size=SIZE, transform=None, rate=0.5, options=None, mode=Mode.FAST):
+    def __init__(self, root=None, size=SIZE, transform=None, rate=0.5, options=None, mode=Mode.FAST, **more):
+        self.more = more
         self.root, self.size, self.transform = root, size, transform
         self.rate, self.options, self.mode = rate, options, mode
 
@@ -102,6 +114,10 @@ class Data(Base):
     def name(self):
         return self.label
 
+    @helpers.traced
+    def rounded(self, x):
+        return x
+
     @staticmethod
     def clip(x):
         return min(x, LIMIT)
@@ -109,10 +125,22 @@ class Data(Base):
     def __getitem__(self, index):
         log.debug("read")
         value = self.shift(self.clip(decode(index))) + plus(index) + twice(index) + cached(index) + TABLE["a"]
+        from late import lately
+
+        value += minus(lookup("c")) + tiny.one() + lately(self.rounded(index)) + len(SETTINGS.read_text())
         value += helpers.later(index) + float(os.environ.get("BIAS", 0))
         return np.float32(value), self.name
 '''
 HELPERS = """
+FACTOR = 2
+
+
+def traced(function):
+    def inner(*args):
+        return function(*args) + 0
+    return inner
+
+
 def scale(x):
     return inner(x) * 3
 
@@ -129,6 +157,11 @@ def unused(x):
     return x
 """
 CONFIG = "SIZE = 4\nOTHER = 5\n"
+LATE = "def lately(x):\n    return x\n\n\ndef never(x):\n    return x\n"
+
+
+class Text(str):
+    """A text that is no ordinary one."""
 
 
 class Project:
@@ -137,16 +170,37 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.code, self.files = folder / "code", folder / "files"
         self.code.mkdir()
-        for name, text in (("data", DATA), ("helpers", HELPERS), ("config", CONFIG)):
+        for name, text in (("data", DATA), ("helpers", HELPERS), ("config", CONFIG), ("late", LATE)):
             (self.code / f"{name}.py").write_text(text)
+        (self.code / "settings.txt").write_text("settings")
+        self.site = folder / "site"
+        self.install("1.0")
         (self.files / "sub").mkdir(parents=True)
         for name in ("a.txt", "b.txt", "sub/c.txt"):
             (self.files / name).write_text(name)
             os.utime(self.files / name, (10**9, 10**9))
         self.kwargs: dict[str, Any] = {"root": str(self.files), "rate": 0.1, "options": {"x": 1, "y": [1, 2.5]}}
+        self.kwargs |= {"exact": Decimal("1.25"), "operation": np.multiply, "text": Text("a")}
+        self.kwargs["files"] = [str(self.files / "b.txt"), str(self.files / "sub/c.txt")]
         self.options: dict[str, Any] = {}
         self.python: Callable[[Any], None] = lambda module: None  # done to the imported module, before
         self.factory: Callable[[Any], Any] = lambda module: module.Data
+
+    def install(self, version: str, one: int = 1) -> None:
+        """A package of this version, as an installer leaves it."""
+        shutil.rmtree(self.site, ignore_errors=True)
+        (self.site / "tiny").mkdir(parents=True)
+        (self.site / "tiny" / "__init__.py").write_text(f"def one():\n    return {one}\n")
+        about = self.site / f"tiny-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tiny\nVersion: {version}\n")
+        (about / "RECORD").write_text(f"tiny/__init__.py,,\n{about.name}/METADATA,,\n{about.name}/RECORD,,\n")
+
+    def link(self) -> None:
+        """Name the data by a link."""
+        link = self.files.with_name("link")
+        link.symlink_to(self.files)
+        self.kwargs["root"] = str(link)
 
     def called(self, factory: Callable[[Any], Any]) -> None:
         """Call another factory, which may change the arguments too."""
@@ -175,7 +229,8 @@ class Project:
         new = old.with_name(f"{what}-elsewhere")
         shutil.move(old, new)
         setattr(self, what, new)
-        self.kwargs = {name: str(new) if value == str(old) else value for name, value in self.kwargs.items()}
+        if what == "files":
+            self.kwargs |= {"root": str(new), "files": [str(new / "b.txt"), str(new / "sub/c.txt")]}
 
 
 @dataclass(frozen=True)
@@ -183,6 +238,7 @@ class Change:
     what: str
     make: Callable[[Project], Any]
     noticed: bool = True
+    is_caught: bool = False  # by the spot check
 
 
 def _edit(what: str, old: str, new: str, module: str = "data", noticed: bool = True) -> Change:
@@ -197,8 +253,8 @@ def _options(what: str, noticed: bool = True, **options: Any) -> Change:
     return Change(what, lambda project: project.options.update(options), noticed)
 
 
-def _files(what: str, make: Callable[[Project], Any], noticed: bool = True) -> Change:
-    return Change(what, make, noticed)
+def _files(what: str, make: Callable[[Project], Any], noticed: bool = True, is_caught: bool = False) -> Change:
+    return Change(what, make, noticed, is_caught)
 
 
 def _content(make: Callable[[Project], Any]) -> Callable[[Project], Any]:
@@ -282,9 +338,24 @@ CHANGES = [
         "a method that is replaced at run time",
         lambda p: p.first(lambda m: setattr(m.Data, "clip", staticmethod(m.never_called))),
     ),
-    Change(
-        "an environment variable that the code reads", lambda p: p.first(lambda m: os.environ.update(BIAS="1")), False
+    Change("an environment variable that the code reads", lambda p: p.first(lambda m: os.environ.update(BIAS="1"))),
+    Change("another environment variable", lambda p: p.first(lambda m: os.environ.update(OTHER_BIAS="1")), False),
+    _edit("another closure of the same function", "minus = adder(7)", "minus = adder(8)"),
+    _edit("a class attribute that comes from another module", "FACTOR = 2", "FACTOR = 3", "helpers"),
+    _edit("a decorator of a method", "function(*args) + 0", "function(*args) + 1", "helpers"),
+    _edit("a function that is imported inside a function", "return x", "return x + 1", "late"),
+    _edit(
+        "what is not used of a module that is imported inside a function",
+        "def never(x):\n    return x",
+        "def never(x):\n    return 2",
+        "late",
+        noticed=False,
     ),
+    _edit("what a global like `TABLE.get` is bound to", '{"c": 3}', '{"c": 4}'),
+    Change("a file that a global names", lambda p: (p.code / "settings.txt").write_text("other")),
+    Change("an upgraded package that the code uses", lambda p: p.install("2.0")),
+    Change("the code of an installed package, without a new version", lambda p: p.install("1.0", one=2), False, True),
+    Change("the version of the format", lambda p: p.first(lambda m: setattr(spec, "FORMAT_VERSION", 99))),
     # Arguments
     _kwargs("an argument", rate=0.2),
     _kwargs("an argument that was a default", size=9),
@@ -306,6 +377,12 @@ CHANGES = [
         "the attribute of an object that is an argument",
         lambda p: p.called(lambda m: p.kwargs.update(transform=m.Crop(5)) or m.Data),
     ),
+    Change(
+        "a function in C as an argument, another one",
+        lambda p: p.kwargs.update(operation=np.add),
+    ),
+    _kwargs("the value of an object in C", exact=Decimal("1.5")),
+    _kwargs("the value of a text of one's own class", text=Text("b")),
     Change("`functools.partial` around the factory", lambda p: p.called(lambda m: functools.partial(m.Data, size=8))),
     Change("another factory of the same module", lambda p: p.called(lambda m: m.Base) or p.kwargs.clear()),
     # Files
@@ -321,6 +398,7 @@ CHANGES = [
         "the content of a file, of the same size, its time put back",
         lambda p: p.rewrite("a.txt", "B.txt", keep_time=True),
         False,
+        True,
     ),
     _files("a new file", lambda p: (p.files / "new.txt").write_text("new")),
     _files("a file that is gone", lambda p: (p.files / "b.txt").unlink()),
@@ -330,6 +408,8 @@ CHANGES = [
     _files("a new empty folder", lambda p: (p.files / "empty").mkdir(), False),
     _files("the folder of the data, moved", lambda p: p.move("files"), False),
     _files("the permissions of a file", lambda p: (p.files / "a.txt").chmod(0o600), False),
+    Change("the data, named by a link", lambda p: p.link(), False),
+    Change("a file that a list in an argument names", lambda p: p.touch("b.txt")),
     # How it is built
     _options("`layout=`", layout="source"),
     _options("`seed=`", seed=1),
@@ -345,7 +425,8 @@ CHANGES = [
 
 def table() -> str:
     """The rows for the README."""
-    rows = [f"| {change.what} | {'yes' if change.noticed else 'no'} |" for change in CHANGES]
+    unnoticed = {True: "no; the spot check finds it", False: "no"}
+    rows = [f"| {change.what} | {'yes' if change.noticed else unnoticed[change.is_caught]} |" for change in CHANGES]
     return "\n".join(["| change | noticed |", "|---|---|", *rows])
 
 

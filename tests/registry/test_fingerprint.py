@@ -36,7 +36,7 @@ def in_a_child(work: Any) -> Any:
 
 
 def print_of(project: Project) -> Fingerprint:
-    sys.path.insert(0, str(project.code))
+    sys.path[:0] = [str(project.code), str(project.site)]
     import data
 
     project.python(data)
@@ -74,7 +74,7 @@ def test_the_table_has_more_than_sixty_kinds_and_is_the_readmes() -> None:
 def test_the_hash_seed_of_python_does_not_matter(tmp_path: Path) -> None:
     Project(tmp_path)
     script = (
-        "import sys; sys.path.insert(0, 'code'); import data\n"
+        "import sys; sys.path[:0] = ['code', 'site']; import data\n"
         "from shardcache.registry.fingerprint import fingerprint\n"
         "print(fingerprint(data.Data, {'options': {1, 'a', 2.5, (3, 4)}}).key)"
     )

@@ -76,7 +76,7 @@ class Hidden:
         return 40
 
     def __getitem__(self, index: int) -> int:
-        return index + int(os.environ.get("HIDDEN", "0"))
+        return index + int(os.environ.get("HIDDEN".upper(), "0"))
 
 
 def get(factory: Any = Squares, **options: Any) -> shardcache.Cache:
@@ -147,7 +147,7 @@ class TestReuse:
 class TestAMiss:
     def test_is_an_error_that_says_what_differs_and_how_to_build(self) -> None:
         get(kwargs={"size": 50})
-        with pytest.raises(CacheMissError, match=r"argument size: 50 -> 51.*shardcache build .*--arg size=51 --name"):
+        with pytest.raises(CacheMissError, match=r"argument size: 50 -> 51.*shardcache build .* --arg size=51"):
             get(kwargs={"size": 51}, on_miss="error")
 
     def test_says_where_there_is_none_of_the_name(self, root: Path) -> None:
@@ -289,8 +289,7 @@ class TestRaces:
     def test_who_waits_says_how_far_the_other_one_is(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        module = sys.modules["shardcache.registry.get_or_build"]
-        monkeypatch.setattr(module, "_SAY_EVERY_S", 0.2)
+        monkeypatch.setattr(sys.modules["shardcache.registry.waiting"], "_FIRST_S", 0.2)
         options = {"kwargs": {"size": 3000, "slow": 0.0005}, "block_bytes": 1000, "spot_check": 0}
         child = multiprocessing.get_context("fork").Process(target=get, kwargs=options)
         child.start()
