@@ -14,7 +14,9 @@ from shardcache.cli.text import plain
 @click.argument("name", metavar="NAME[/KEY]|DIR")
 @click.argument("target")
 @click.option("--arg", "args", multiple=True, metavar="NAME=VALUE", help="An argument for TARGET. Repeatable.")
-@click.option("--layout", type=click.Choice(["shuffled", "source"]), default="shuffled", show_default=True)
+@click.option(
+    "--layout", type=click.Choice(["shuffled", "source"]), default="shuffled", show_default=True, help="As for build."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffled layout.")
 @click.option("--codec", "codecs", multiple=True, metavar="CODEC", help="As for build. Repeatable.")
 @click.option("--block-bytes", metavar="SIZE", help="As for build.")
