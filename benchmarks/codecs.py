@@ -1,13 +1,15 @@
 """How fast zstd decodes real data, level by level: the table that ``codec="auto"`` decides by.
 
 Run: ``python benchmarks/codecs.py [--images PATTERN] [--rounds N] [--json FILE]``. Blocks are of 128 KiB, as in a
-cache; images are photographs of this machine (Debian: ``apt install mate-backgrounds``), text is the source of Python's
-standard library. One core; the rounds of all kinds and levels are interleaved, and each figure is of the fastest round.
-The last table has the medians over what compresses, for ``shardcache/builder/codecs.py``, beside the values in it.
+cache; images are photographs of this machine (Debian: ``apt install mate-backgrounds``), or else the two that
+scikit-learn brings; text is the source of Python's standard library. One core; the rounds of all kinds and levels are
+interleaved, and each figure is of the fastest round. The last table has the medians over what compresses, for
+``shardcache/builder/codecs.py``, beside the values in it.
 """
 
 import argparse
 import glob
+import importlib.util
 import json
 import statistics
 import sysconfig
@@ -28,6 +30,9 @@ BYTES = 8 << 20  # of each kind
 def kinds(pattern: str) -> dict[str, bytes]:
     """Real data of several kinds, each as its column would hold it."""
     files = sorted(glob.glob(pattern, recursive=True))
+    found = importlib.util.find_spec("sklearn") if pattern == PHOTOGRAPHS and not files else None
+    if found and found.origin:
+        files = sorted(glob.glob(f"{Path(found.origin).parent}/datasets/images/*.jpg"))
     if not files:
         raise SystemExit(f"no image matches {pattern!r}; --images says where some are")
     photographs = [np.asarray(Image.open(file).convert("RGB")) for file in files[:12]]
@@ -97,8 +102,12 @@ def main() -> None:
     parser.add_argument("--images", default=PHOTOGRAPHS, metavar="PATTERN", help="photographs (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--short", action="store_true", help="two blocks of each kind, once: to see that it runs")
     given = parser.parse_args()
-    rows = measure({kind: blocks(data) for kind, data in kinds(given.images).items()}, given.rounds)
+    if given.short:
+        given.rounds = 1
+    few = 2 if given.short else None
+    rows = measure({kind: blocks(data)[:few] for kind, data in kinds(given.images).items()}, given.rounds)
     copied = copy_speed(given.rounds)
     print(
         f"zstd {compression.library_version()}, blocks of {spec.BLOCK_BYTES >> 10} KiB; MB/s of raw bytes on one core"

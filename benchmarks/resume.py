@@ -48,7 +48,10 @@ def main() -> None:
     parser.add_argument("--row-bytes", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", help="write the figures to this file too")
+    parser.add_argument("--short", action="store_true", help="little of everything: to see that it runs")
     options = parser.parse_args()
+    if options.short:
+        options.rows, options.rounds = 20_000, 1
     results = []
     with tempfile.TemporaryDirectory() as folder:
         cache = shardcache.build(Rows(options.rows, options.row_bytes), Path(folder) / "cache")

@@ -99,7 +99,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--races", type=int, default=100)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--short", action="store_true", help="little of everything: to see that it runs")
     asked = parser.parse_args()
+    if asked.short:
+        asked.files, asked.rounds, asked.races = 100, 1, 1
     with tempfile.TemporaryDirectory() as folder:
         home, data = Path(folder, "home"), Path(folder, "data")
         data.mkdir()

@@ -58,7 +58,7 @@ class Samples:
 
 def drawn_up(samples: int, shards: int | None) -> Manifest:
     """The plan of a build, of as many shards as are asked for, or as the builder would make."""
-    plan = _stamped(draw_up(Source(Samples(samples)), Options()))
+    plan = _stamped(draw_up(Source(Samples(samples)), Options(layout="shuffled")))
     if shards is None:
         return plan
     return msgspec.structs.replace(plan, blocks_per_shard=-(-plan.blocks // shards))

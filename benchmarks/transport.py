@@ -134,7 +134,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for which the workers make batches, each time")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--short", action="store_true", help="little of everything: to see that it runs")
     arguments = parser.parse_args()
+    if arguments.short:
+        arguments.rounds, arguments.seconds, arguments.workers = 1, 0.1, [2]
     torch.multiprocessing.set_sharing_strategy("file_descriptor")
     results = []
     print(f"{'':50} {'workers':>7} {'default':>19} {'ring':>19} {'ratio':>6}")

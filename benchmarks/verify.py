@@ -77,7 +77,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--short", action="store_true", help="little of everything: to see that it runs")
     given = parser.parse_args()
+    if given.short:
+        given.mib, given.rounds = 4, 1
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for codec in ("none", "zstd:1"):

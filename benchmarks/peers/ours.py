@@ -1,0 +1,85 @@
+"""shardcache itself, by default and in the settings that others are compared with."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+import shardcache
+from benchmarks.peers.data import SIDE
+from benchmarks.peers.peer import COLD, EPOCHS, MODES, THREAD, THREADS, WORKERS, Epoch, Peer, Task, workers
+
+
+def middle(image: Any) -> Any:  # [3, height, width]
+    top, left = (image.shape[1] - SIDE) // 2, (image.shape[2] - SIDE) // 2
+    return image[:, top : top + SIDE, left : left + SIDE]
+
+
+class Ours(Peer):
+    package = "shardcache"
+    modes = MODES
+
+    def __init__(self, name: str, codec: str, note: str, shuffle_buffer: int | None = None, store: str = "") -> None:
+        self.name, self.codec, self.note = name, codec, note
+        self.shuffle_buffer, self._store = shuffle_buffer, store or name
+        if shuffle_buffer:
+            self.modes = EPOCHS
+
+    @property
+    def store(self) -> str:
+        return self._store
+
+    def version(self) -> str:
+        return shardcache.__version__
+
+    def lacks(self) -> str | None:
+        return None
+
+    def write(self, task: Task, smallest: bool = False) -> None:
+        options: dict[str, Any] = {"codec": self.codec, "num_workers": min(2, os.cpu_count() or 1)}
+        if smallest:
+            options.update(codec="zstd:22", layout="source", block_bytes=4 << 20)
+        shutil.rmtree(task.folder)
+        shardcache.build(task.source, task.folder, progress=False, **options)
+
+    def epochs(self, task: Task, mode: str) -> Epoch:
+        threads = {THREAD: 1, THREADS: 2}.get(mode, 0)
+        dataset = self._dataset(task, batch_size=task.batch_size, threads=threads)
+        loader: Iterable[Any] = dataset
+        if mode in (WORKERS, COLD):
+            loader = DataLoader(dataset, batch_size=None, num_workers=workers(mode))
+        return self._epoch(dataset, loader)
+
+    def samples(self, task: Task) -> Epoch:
+        dataset = self._dataset(task, batch_size=None)
+        return self._epoch(dataset, dataset)
+
+    def reader(self, task: Task) -> Sequence[Any]:
+        return shardcache.open(task.folder)
+
+    def _dataset(self, task: Task, **options: Any) -> shardcache.CachedDataset:
+        if task.kind == "decoded":
+            options.update(decode={"x": "rgb8"}, transform={"x": middle})
+        return shardcache.CachedDataset(
+            task.folder, shuffle=True, shuffle_buffer=self.shuffle_buffer, transport="auto", **options
+        )
+
+    def _epoch(self, dataset: shardcache.CachedDataset, loader: Iterable[Any]) -> Epoch:
+        def epoch(number: int) -> Iterable[Any]:
+            dataset.set_epoch(number)
+            return loader
+
+        return epoch
+
+    def parts(self, batch: Any) -> tuple[Sequence[Any], Sequence[int]]:
+        values, indices = super().parts(batch)
+        if hasattr(values[0], "shape") and values[0].shape == (3, SIDE, SIDE):
+            values = [value.transpose(1, 2, 0) for value in values]
+        return values, indices
+
+
+DEFAULT = Ours("shardcache", "auto", "all defaults")
+RAW = Ours("shardcache-raw", "none", "codec='none', else defaults")
+BUFFER = Ours("shardcache-raw-8192", "none", "codec='none', shuffle_buffer=8192", 8192, "shardcache-raw")
