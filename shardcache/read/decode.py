@@ -13,8 +13,8 @@ from shardcache.format.schema import ABSENT
 from shardcache.read.fields import Field
 
 MODES = {"rgb8": "RGB", "rgba8": "RGBA", "gray8": "L", "pil": None}  # Pillow's mode; None: as it is
-# Of Pillow's formats those that only decode. Others are not for bytes from anywhere: of EPS it makes an image by running
-# Ghostscript, a programming language, on it.
+# Of Pillow's formats those that only decode. Others are not for bytes from anywhere: of EPS it makes an image by
+# running Ghostscript, a programming language, on it.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
 _DEEP = ("I", "F")  # with I;16 and its like: more than 8 bits, which convert() would cut off
 

@@ -118,7 +118,7 @@ def test_what_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it has not been looked for yet
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(OSError, match="Unable to locate Ghostscript|cannot identify"):
+    with pytest.raises(OSError, match=r"Unable to locate Ghostscript|cannot identify"):
         Image.open(io.BytesIO(program)).load()
     assert ran.exists(), "by itself, Pillow runs it"
     ran.unlink()
