@@ -37,6 +37,11 @@ def interrupted(work: Callable[[], object], seconds: float) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
+def contents(path: Path) -> dict[str, bytes]:
+    """All files of a cache, but for the remark where it comes from."""
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != spec.PROVENANCE_NAME}
+
+
 class Killed:
     def __init__(self, directory: Path, seed: int) -> None:
         self.path, self.seed = directory / "cache", seed
@@ -47,10 +52,12 @@ class Killed:
             build(Victim(salt=salt), whole)
             self.seconds = 1.3 * (time.monotonic() - start)
             self.expected.append(readable(whole))
+        self.bytes = contents(self.whole[0])
 
     def __call__(self, number: int) -> Outcome:
         draw = random.Random(f"{self.seed} {number}")
         trial = (self.build, self.replace, self.repair, self.prune)[number % 4]
+        self.workers = draw.sample([0, 0, 1, 2], 2)  # of the build that is killed, and of that which continues it
         try:
             return trial(draw.random() * self.seconds)
         finally:
@@ -60,7 +67,7 @@ class Killed:
                 shutil.rmtree(left)
 
     def build(self, seconds: float) -> Outcome:
-        interrupted(lambda: build(Victim(), self.path), seconds)
+        interrupted(lambda: build(Victim(), self.path, num_workers=self.workers[0]), seconds)
         outcome = Outcome("nothing")
         if self.path.exists():
             outcome = Outcome("new" if readable(self.path) == self.expected[0] else "silent", "published")
@@ -70,7 +77,7 @@ class Killed:
 
     def replace(self, seconds: float) -> Outcome:
         shutil.copytree(self.whole[1], self.path)
-        interrupted(lambda: build(Victim(), self.path, if_exists="replace"), seconds)
+        interrupted(lambda: build(Victim(), self.path, if_exists="replace", num_workers=self.workers[0]), seconds)
         outcome = Outcome("nothing", "between the two renames")
         if self.path.exists():
             found = readable(self.path)
@@ -114,14 +121,16 @@ class Killed:
         return Outcome("left", f"{left} after {outcome.kind}") if left else outcome
 
     def again(self, outcome: Outcome) -> Outcome:
-        """The same call, undisturbed."""
+        """The same call, undisturbed, with another number of workers."""
         if outcome.kind == "silent":
             return outcome
         leases.close_all()
         gc.collect()
-        build(Victim(), self.path, if_exists="replace")
+        build(Victim(), self.path, if_exists="replace", num_workers=self.workers[1])
         if readable(self.path) != self.expected[0]:
             return Outcome("silent", f"{outcome.kind}, and then other data")
+        if contents(self.path) != self.bytes:
+            return Outcome("silent", f"{outcome.kind}, and then other bytes")
         left = [file.name for file in self.path.parent.glob("cache?*")]
         return Outcome("left", f"{left} after {outcome.kind}") if left else outcome
 
