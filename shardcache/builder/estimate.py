@@ -259,9 +259,12 @@ def _on_disk(value: float, share: float) -> float:
 
 def free_bytes(path: Path) -> int:
     """What is free on the file system where ``path`` is, or will be."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free
+    try:
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        return shutil.disk_usage(path).free
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be looked at ({error.strerror or error})") from error
 
 
 def check_room(expected: Estimate, target: Path, rows: int) -> None:

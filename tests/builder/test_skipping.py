@@ -8,6 +8,7 @@ import pytest
 
 import shardcache
 from shardcache import CachedDataset, SampleError, ShardCacheWarning, UsageError
+from shardcache.builder.source import Recipe
 from shardcache.errors import StaleCacheError
 from shardcache.format import spec
 from shardcache.registry import spotcheck
@@ -166,9 +167,9 @@ def test_a_repair_reads_nothing_that_was_skipped_even_where_it_could_be_read_by_
 
 
 def test_a_spot_check_compares_what_was_kept(cache):
-    spotcheck.check(cache, flawed, None, 60)
+    spotcheck.check(cache, Recipe(flawed, None), 60)
     with pytest.raises(StaleCacheError, match=r"sample \d+, column 'x'"):
-        spotcheck.check(cache, flawed, {"offset": 1}, 5)
+        spotcheck.check(cache, Recipe(flawed, {"offset": 1}), 5)
 
 
 def test_on_corrupt_leaves_out_the_damaged_ones_too(cache):

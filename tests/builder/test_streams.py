@@ -13,6 +13,7 @@ import torch
 
 import shardcache
 from shardcache import BuildMismatchError, CachedDataset, SampleError, SourceError, StaleCacheError, UsageError
+from shardcache.builder.source import Recipe
 from shardcache.format import spec
 from shardcache.registry import spotcheck
 from tests.builder.conftest import digests
@@ -115,9 +116,9 @@ def test_damaged_shards_are_built_again_in_another_pass(tmp_path):
 
 def test_a_spot_check_compares_what_comes_first(tmp_path):
     cache = build(Endless(SIZE, bad=[2]), tmp_path / "c", on_error="skip")
-    spotcheck.check(cache, Endless(SIZE, bad=[2]), None, 8)
+    spotcheck.check(cache, Recipe(Endless(SIZE, bad=[2]), None), 8)
     with pytest.raises(StaleCacheError, match="sample 0, column"):
-        spotcheck.check(cache, Endless(SIZE, start=1), None, 8)
+        spotcheck.check(cache, Recipe(Endless(SIZE, start=1), None), 8)
 
 
 def test_memory_is_bounded_by_the_window(tmp_path, monkeypatch):
@@ -191,6 +192,9 @@ class TestCompressedTars:
         assert cache[:] == theirs
 
     def test_what_was_cut_off_is_an_error_and_no_shorter_cache(self, tars, tmp_path):
+        (tmp_path / "0.bin").write_bytes(np.random.default_rng(0).bytes(1 << 20))
+        with tarfile.open(tars[0], "w:gz") as tar:
+            tar.add(tmp_path / "0.bin", "0.bin")
         data = Path(tars[0]).read_bytes()
         Path(tars[0]).write_bytes(data[: len(data) // 2])
         with pytest.raises(SampleError, match=r"a\.tar\.gz: cannot be read as a tar: .*cut off"):

