@@ -179,9 +179,8 @@ class Assembler:
         # A tuple or dict whose items are all fields needs no joiner, where no value is ABSENT.
         root = manifest.structure
         is_plain = isinstance(root, TupleNode) or (isinstance(root, DictNode) and not root.ordered)
-        self._is_flat = (
-            is_plain and len(fields) == len(root.items) and all(isinstance(item, Leaf) for item in root.items)
-        )
+        leaves = all(isinstance(node, Leaf) for node in (*root.items, *(field.node for field in fields)))
+        self._is_flat = is_plain and len(fields) == len(root.items) and leaves
         self._keys = root.keys if isinstance(root, DictNode) else None
         self._unsure = [field.position for field in fields if field.batch != TENSOR]
 
