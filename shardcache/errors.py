@@ -30,7 +30,8 @@
 Every class is built from one string: torch's DataLoader carries an exception from a worker to the training process as
 its type and its text, and rebuilds it by calling the type with the text.
 
-A message says where, what must be, and what was.
+A message says where, what must be, and what was. What was may come from a file that somebody made to do harm, so
+nothing in a message can steer the terminal that shows it.
 """
 
 __all__ = [
@@ -62,10 +63,20 @@ __all__ = [
 ]
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text in which what shows nothing (control characters, line breaks, ...) is escaped, but for ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
 class ShardCacheError(Exception):
     """The root: ``except ShardCacheError`` catches everything that this package raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(printable(text, keep="\n\t"))
 
 
 class UsageError(ShardCacheError, ValueError):

@@ -1,5 +1,7 @@
 """Values as text for people. A cache may hold any text, so nothing of it reaches a terminal unescaped."""
 
+from shardcache.errors import printable
+
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
@@ -38,7 +40,7 @@ def count(number: int, noun: str) -> str:
 
 def plain(text: str) -> str:
     """A text without line breaks and without what could steer a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(text)
 
 
 def one_line(text: str) -> str:

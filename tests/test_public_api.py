@@ -1,6 +1,7 @@
 """The public surface: `shardcache.__all__` is exactly it, and every name of it is explained."""
 
 import inspect
+import pickle
 import re
 from pathlib import Path
 
@@ -80,3 +81,13 @@ def test_errors_that_a_loop_may_raise_are_built_from_one_string():
     """torch carries an exception from a worker as its type and its text."""
     for name in errors.__all__:
         assert str(getattr(errors, name)("where, what, was")) == "where, what, was"
+
+
+def test_no_message_can_steer_the_terminal_that_shows_it():
+    """A message may have text from a file that somebody made to do harm; lines of a traceback stay lines."""
+    for name in errors.__all__:
+        if name != "ShardCacheWarning":
+            error = getattr(errors, name)("column '\x1b[2J\u202e\x07'\n\tof\u2028é")
+            assert str(error) == "column '\\x1b[2J\\u202e\\x07'\n\tof\\u2028é"
+            assert str(type(error)(str(error))) == str(error)
+            assert str(pickle.loads(pickle.dumps(error))) == str(error)

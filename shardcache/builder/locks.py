@@ -67,7 +67,9 @@ class Shared:
         for attempt in range(_ATTEMPTS):
             directory.mkdir(parents=True, exist_ok=True)
             try:
-                self._descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._descriptor = os.open(
+                    directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+                )
             except FileNotFoundError:
                 continue
             try:

@@ -10,7 +10,6 @@ only. A part adds its own shards, and never publishes nor deletes what others ma
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,16 +22,18 @@ from shardcache.builder.differences import difference
 from shardcache.builder.locks import LOCK, Shared, Whole
 from shardcache.builder.parts import Part
 from shardcache.builder.shards import ShardRecord
+from shardcache.builder.swap import put_in_place
 from shardcache.builder.tolerance import merged, said
-from shardcache.errors import BuildMismatchError, CacheExistsError, SampleError, ShardCacheError, StorageError
+from shardcache.errors import BuildMismatchError, ManifestError, SampleError, ShardCacheError, StorageError
 from shardcache.format import manifest, provenance, skipped, spec
+from shardcache.format.files import NotAFileError, read_regular, sync_directory, write_whole
 from shardcache.format.manifest import ColumnTotals, Manifest, Skipped
 from shardcache.format.provenance import Provenance, SkipNote
-from shardcache.read.hold import REPLACED, is_held, replaced
 
 ATTEMPTS = "attempts-"  # how a directory begins in which shards are being built, by processes that are not ours
 
 _PLAN = "plan.json"
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _OURS = ("shard-", "part-", ATTEMPTS, _PLAN, spec.MANIFEST_NAME, spec.PROVENANCE_NAME)
 
 
@@ -60,6 +61,8 @@ class Staging:
 
     def __enter__(self) -> "Staging":
         with storage_errors(self.directory):
+            if self.directory.is_symlink():  # a build deletes what it does not know
+                raise NotADirectoryError(errno.ENOTDIR, "must be a directory, is a link")
             part = self._part
             self._lock = (
                 Whole(self.directory, self.target) if part is None else Shared(self.directory, self.target, part)
@@ -91,6 +94,8 @@ class Staging:
                     f"{self.directory} holds an interrupted build of something else ({difference(found, plan)}); "
                     "delete it, or build with what it was begun with"
                 )
+            if not all(0 <= k < found.shard_count and len(r.totals) == len(found.columns) for k, r in records.items()):
+                raise BuildMismatchError(f"{self.directory} is damaged (a record of no shard of the plan); delete it")
             records = {number: record for number, record in records.items() if skips or not record.skipped}
             if self._part is None:
                 self._tidy({LOCK, _PLAN, spec.SKIPPED_NAME, spec.MANIFEST_NAME}, records)
@@ -99,17 +104,17 @@ class Staging:
     def _written(self, plan: Manifest) -> Manifest:
         """The plan that is there now: ours, unless another part was first."""
         if self._part is None:
-            write(self.directory / _PLAN, manifest.encode(plan))
+            write_whole(self.directory / _PLAN, manifest.encode(plan))
             return plan
         beside = self.directory / f"{_PLAN}.{self._part.name}"
-        write(beside, manifest.encode(plan))
+        write_whole(beside, manifest.encode(plan))
         try:
             os.link(beside, self.directory / _PLAN)
         except FileExistsError:
-            return _decoded((self.directory / _PLAN).read_bytes(), self.directory)
+            return _decoded(_read(self.directory / _PLAN), self.directory)
         finally:
             beside.unlink()
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
         return plan
 
     def _tidy(self, kept: set[str], records: Iterable[int]) -> None:
@@ -129,16 +134,18 @@ class Staging:
         whole, planned = self.directory / spec.MANIFEST_NAME, self.directory / _PLAN
         try:
             if whole.exists():  # it was interrupted while it was published
-                done = _decoded(whole.read_bytes(), self.directory)
+                done = _decoded(_read(whole), self.directory)
+                manifest.decode(_read(whole), whole.name)
                 notes = provenance.skip_notes(self.directory)
                 plan = msgspec.structs.replace(done, totals=(), shards=(), skipped=msgspec.UNSET)
                 return plan, self._sound(_records(done, notes))
             if not planned.exists():
                 return None, {}
-            kept = [msgspec.json.decode(file.read_bytes(), type=ShardRecord) for file in self._record_files()]
-            return _decoded(planned.read_bytes(), self.directory), self._sound(kept)
-        except msgspec.DecodeError as error:
-            raise BuildMismatchError(f"{self.directory} is damaged ({error}); delete it") from None
+            kept = [msgspec.json.decode(_read(file), type=ShardRecord) for file in self._record_files()]
+            return _decoded(_read(planned), self.directory), self._sound(kept)
+        except (*_UNREADABLE, NotAFileError, ManifestError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise BuildMismatchError(f"{self.directory} is damaged ({why}); delete it") from None
 
     def _record_files(self) -> list[Path]:
         return sorted(self.directory.glob("shard-*.json"))
@@ -148,7 +155,7 @@ class Staging:
         sound = {}
         for record in records:
             shard = self.directory / spec.shard_name(record.number)
-            if shard.is_file() and shard.stat().st_size == record.seal.file_bytes:
+            if not shard.is_symlink() and shard.is_file() and shard.stat().st_size == record.seal.file_bytes:
                 sound[record.number] = record
         return sound
 
@@ -156,13 +163,13 @@ class Staging:
         """Leave word of where a part comes from, for who publishes the whole."""
         assert self._part is not None
         with storage_errors(self.directory):
-            write(self.directory / f"{self._part.name}.json", msgspec.json.encode(origin))
+            write_whole(self.directory / f"{self._part.name}.json", msgspec.json.encode(origin))
 
     def keep(self, record: ShardRecord) -> None:
         """Remember that a shard is finished."""
         path = self.directory / f"shard-{record.number:05d}.json"
         with storage_errors(path):
-            write(path, msgspec.json.encode(record))
+            write_whole(path, msgspec.json.encode(record))
 
     def forget(self, number: int) -> None:
         """A shard is not what its record says."""
@@ -180,57 +187,40 @@ class Staging:
         with storage_errors(self.target):
             (self.directory / spec.SKIPPED_NAME).unlink(missing_ok=True)
             if notes:
-                write(self.directory / spec.SKIPPED_NAME, msgspec.json.format(msgspec.json.encode(notes)))
+                write_whole(self.directory / spec.SKIPPED_NAME, msgspec.json.format(msgspec.json.encode(notes)))
             if origin is not None:
-                write(self.directory / spec.PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(origin)))
-            write(self.directory / spec.MANIFEST_NAME, manifest.encode(whole))
+                write_whole(self.directory / spec.PROVENANCE_NAME, msgspec.json.format(msgspec.json.encode(origin)))
+            write_whole(self.directory / spec.MANIFEST_NAME, self._checked(manifest.encode(whole)))
             for file in self._record_files():
                 file.unlink()
             self._tidy({LOCK, spec.PROVENANCE_NAME, spec.SKIPPED_NAME, spec.MANIFEST_NAME}, records)
-            _sync_directory(self.directory)
-            self._rename(replace)
+            sync_directory(self.directory)
+            put_in_place(self.directory, self.target, replace)
             self._published = True
             (self.target / LOCK).unlink(missing_ok=True)  # only now: until here it keeps others out
-            _sync_directory(self.target.parent)
+            sync_directory(self.target.parent)
 
-    def _check_target(self, replace: bool) -> bool:
-        """Whether there is something to be replaced; what may not be is an error."""
-        taken = self.target.exists() and any(self.target.iterdir())
-        if taken and not replace:
-            raise CacheExistsError(f"{self.target}: something appeared here while the cache was built")
-        return taken
-
-    def _rename(self, replace: bool) -> None:
-        old = self.target.with_name(f"{self.target.name}{REPLACED}{secrets.token_hex(4)}")
-        if not self._check_target(replace):
-            if self.target.exists():
-                self.target.rmdir()
-            self.directory.rename(self.target)
-            return
-        self.target.rename(old)
+    def _checked(self, data: bytes) -> bytes:
+        """A manifest, unless readers would refuse it for what was found of an interrupted build."""
         try:
-            self.directory.rename(self.target)
-        except OSError:
-            old.rename(self.target)
-            raise
-        sweep(self.target)
+            manifest.decode(data, spec.MANIFEST_NAME)
+        except ManifestError as error:
+            raise BuildMismatchError(f"{self.directory} is damaged ({error}); delete it") from None
+        return data
 
 
 def progress_of(target: Path) -> tuple[int, int] | None:
     """(finished shards, all shards) of a build that goes on or was interrupted at a path; None where there is none."""
     partial = target.with_name(target.name + ".partial")
     try:
-        plan = msgspec.json.decode((partial / _PLAN).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError):
+        shards = msgspec.json.decode(_read(partial / _PLAN), type=Manifest).shard_count
+    except (OSError, ZeroDivisionError, *_UNREADABLE):
         return None
-    return len(list(partial.glob("shard-*.json"))), plan.shard_count
+    return len(list(partial.glob("shard-*.json"))), shards
 
 
-def sweep(target: Path) -> None:
-    """Delete what was replaced at a path, but for what somebody still reads."""
-    for old in replaced(target):
-        if not is_held(old):
-            shutil.rmtree(old, ignore_errors=True)
+def _read(path: Path) -> bytes:
+    return read_regular(path, spec.MAX_MANIFEST_BYTES)
 
 
 class _Head(msgspec.Struct):
@@ -276,24 +266,3 @@ def _skipped(plan: Manifest, records: Sequence[ShardRecord]) -> Skipped | msgspe
 def _sum(parts: tuple[ColumnTotals, ...]) -> ColumnTotals:
     forms = sorted({form for part in parts for form in part.forms})
     return ColumnTotals(tuple(forms), sum(part.raw_bytes for part in parts), sum(part.stored_bytes for part in parts))
-
-
-def write(path: Path, data: bytes) -> None:
-    """All of the file or nothing of it, also after a power cut: write beside, fsync, rename."""
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -66,7 +66,7 @@ def _print(directory: str, report: "Report", seconds: float) -> None:
         read = f"{size(sum(seal.file_bytes for seal in m.shards))} read in {duration(seconds)}"
         click.echo(plain(f"{directory}: all is as it was written: {what}, {read}"))
     else:
-        files, lost = len({problem.file for problem in report.problems}), len(report.source_indices())
+        files, lost = len({problem.file for problem in report.problems}), report.samples_lost
         what = f"{count(len(report.problems), 'problem')} in {count(files, 'file')}"
         click.echo(
             plain(f"{directory}: damaged: {what}; {lost:,} of {count(m.kept, 'sample')} lost in whole or in part")

@@ -25,6 +25,7 @@ _RAGGED = frozenset("str bytes image array tensor".split())
 _FORMS = frozenset(form | flag for form in Form for flag in (0, MASKED))
 _PAGE_BYTES = [1 << bits for bits in range(9, 16)]  # LMDB's
 _MAX_DIMENSIONS = 64  # NumPy's
+_MAX_SHOWN = 500  # characters of a message
 
 
 class ColumnTotals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -145,37 +146,49 @@ def decode(data: bytes, where: str) -> Manifest:
     anything else that is wrong.
     """
     try:
+        manifest = _decoded(data)
+        problem = _problem(manifest)
+        if problem is not None:
+            raise ManifestError(problem)
+        if sys.byteorder != "little":
+            raise FormatVersionError("caches are little-endian, this machine is not and cannot read them")
+        if manifest.byte_order != "little":
+            raise FormatVersionError(f"byte order must be 'little', was {manifest.byte_order!r}")
+    except (ManifestError, FormatVersionError) as error:
+        raise type(error)(f"{where}: {_shown(str(error))}") from None
+    return manifest
+
+
+def _shown(text: str) -> str:
+    """A message, in which the manifest has a say, not longer than people read."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({len(text):,} characters)"
+
+
+def _decoded(data: bytes) -> Manifest:
+    try:
         head = msgspec.json.decode(data, type=_Head)
         if head.format != spec.FORMAT_NAME:
-            raise ManifestError(f"{where}: 'format' must be {spec.FORMAT_NAME!r}, was {head.format!r}")
+            raise ManifestError(f"'format' must be {spec.FORMAT_NAME!r}, was {head.format!r}")
         if head.version < 1:
-            raise ManifestError(f"{where}: 'version' must be 1 or more, was {head.version}")
+            raise ManifestError(f"'version' must be 1 or more, was {head.version}")
         if head.version != spec.FORMAT_VERSION:
             raise FormatVersionError(
-                f"{where}: written in format version {head.version}; this shardcache reads version "
+                f"written in format version {head.version}; this shardcache reads version "
                 f"{spec.FORMAT_VERSION}: a newer shardcache is needed"
             )
         listed = memoryview(head.skipped).nbytes
         if listed > spec.MAX_SKIPPED_BYTES:
-            raise ManifestError(f"{where}: {listed} bytes of 'skipped', must be at most {spec.MAX_SKIPPED_BYTES}")
+            raise ManifestError(f"{listed} bytes of 'skipped', must be at most {spec.MAX_SKIPPED_BYTES}")
         outline = len(data) - memoryview(head.shards).nbytes - listed
         if outline > spec.MAX_OUTLINE_BYTES:
             raise ManifestError(
-                f"{where}: {outline} bytes beside 'shards' and 'skipped', must be at most {spec.MAX_OUTLINE_BYTES}"
+                f"{outline} bytes beside 'shards' and 'skipped', must be at most {spec.MAX_OUTLINE_BYTES}"
             )
         if not _is_whole(data):
-            raise ManifestError(f"{where}: its digest does not fit its content (the file is damaged)")
-        manifest = msgspec.json.decode(data, type=Manifest)
+            raise ManifestError("its digest does not fit its content (the file is damaged)")
+        return msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(f"{where}: {error}") from None
-    problem = _problem(manifest)
-    if problem is not None:
-        raise ManifestError(f"{where}: {problem}")
-    if sys.byteorder != "little":
-        raise FormatVersionError(f"{where}: caches are little-endian, this machine is not and cannot read them")
-    if manifest.byte_order != "little":
-        raise FormatVersionError(f"{where}: byte order must be 'little', was {manifest.byte_order!r}")
-    return manifest
+        raise ManifestError(str(error)) from None
 
 
 def _problem(m: Manifest) -> str | None:

@@ -4,14 +4,13 @@ They are no part of the cache that the digest names: the same bytes may be made 
 they are never trusted either: what is not as expected is taken for absent, and whoever shows it escapes it.
 """
 
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from shardcache.format import spec
+from shardcache.format.files import read_regular
 
 MAX_NOTES = 1000
 _MAX_BYTES = 1 << 16
@@ -51,12 +50,7 @@ def skip_notes(directory: Path) -> tuple[SkipNote, ...]:
 
 def _remark(path: Path, kind: Any, most: int) -> Any:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            data = os.read(fd, most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-        finally:
-            os.close(fd)
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(read_regular(path, most), type=kind)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

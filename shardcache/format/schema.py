@@ -7,6 +7,7 @@ A :data:`Node` tree says how a sample nests; each node is a column (:mod:`shardc
 import collections
 import dataclasses
 import keyword
+import unicodedata
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -164,7 +165,9 @@ def plain_record(name: str, fields: tuple[str, ...]) -> Any:
 
     Unlike a class that ``namedtuple`` makes it can be pickled, so that samples may cross from worker to parent.
     """
-    base = collections.namedtuple(name, fields, rename=True)  # type: ignore[misc]
+    # Two names may be one to Python, which knows identifiers in form NFKC; a name that is not gives way to "_0".
+    names = [field if unicodedata.is_normalized("NFKC", field) else "" for field in fields]
+    base = collections.namedtuple(name, names, rename=True)  # type: ignore[misc]
     members = {"__slots__": (), "__reduce__": lambda self: (_rebuild_record, (name, fields, tuple(self)))}
     return type(name, (base,), members)
 

@@ -75,17 +75,29 @@ class Report:
     def __bool__(self) -> bool:
         return not self.problems
 
+    @property
+    def samples_lost(self) -> int:
+        """How many samples have lost something."""
+        skipped = np.empty(0, np.int64) if self.manifest is None else self.manifest.skipped_rows()
+        bounds = [np.searchsorted(skipped, (rows.start, rows.stop)) for rows in self._lost()]
+        return sum(map(len, self._lost())) - sum(int(stop - start) for start, stop in bounds)
+
     def source_indices(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """The source indices of all samples of which something is lost, ascending."""
+        ranges = [np.arange(rows.start, rows.stop, dtype=np.int64) for rows in self._lost()]
+        rows = np.concatenate([np.empty(0, np.int64), *ranges])
         if self.manifest is None:
-            return np.empty(0, np.int64)
-        lost = np.zeros(self.manifest.samples, np.bool_)
-        for problem in self.problems:
-            if problem.rows:
-                lost[problem.rows.start : problem.rows.stop] = True
-        lost[self.manifest.skipped_rows()] = False
-        rows, permutation = np.flatnonzero(lost), self.manifest.permutation()
+            return rows
+        rows, permutation = np.setdiff1d(rows, self.manifest.skipped_rows()), self.manifest.permutation()
         return rows if permutation is None else np.sort(permutation.forward(rows))
+
+    def _lost(self) -> list[range]:
+        """The rows that lost something, as ranges that do not overlap, ascending."""
+        found: list[range] = []
+        for rows in sorted((problem.rows for problem in self.problems if problem.rows), key=lambda rows: rows.start):
+            start = max(rows.start, found[-1].stop) if found else rows.start
+            found += [range(start, rows.stop)] if start < rows.stop else []
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``json``."""
@@ -98,7 +110,7 @@ class Report:
             "shards": m and len(m.shards),
             "values": self.values,
             "file_bytes": m and sum(seal.file_bytes for seal in m.shards),
-            "samples_lost": m and len(self.source_indices()),
+            "samples_lost": m and self.samples_lost,
             "problems": [problem.as_dict() for problem in self.problems],
             "notes": list(self.notes),
         }

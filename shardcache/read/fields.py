@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardcache.errors import StructureError, UsageError
+from shardcache.errors import StructureError, UsageError, printable
 from shardcache.format import dtypes
 from shardcache.format.columns import MASKED, Form
 from shardcache.format.manifest import Manifest
@@ -98,8 +98,9 @@ class Schema:
         return field
 
     def __repr__(self) -> str:
-        width = max(len(field.name) for field in self.fields)
-        return "\n".join(f"{field.name:<{width}}  {field}" for field in self.fields)
+        names = [printable(field.name) for field in self.fields]
+        width = max(map(len, names))
+        return "\n".join(f"{name:<{width}}  {field}" for name, field in zip(names, self.fields, strict=True))
 
     def choose(self, names: Sequence[str | int] | str | int | None) -> tuple[Field, ...]:
         """The named fields in the cache's order, all for None; a name may be an inner one: ``meta`` for ``meta/size``.

@@ -19,10 +19,12 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from shardcache.builder.staging import storage_errors, sweep, write
+from shardcache.builder.staging import storage_errors
+from shardcache.builder.swap import sweep
 from shardcache.errors import CacheNotFoundError, StorageError, UsageError
 from shardcache.format import manifest as manifests
 from shardcache.format import spec
+from shardcache.format.files import read_regular, write_whole
 from shardcache.format.manifest import Manifest
 from shardcache.read.hold import REPLACED, is_held, replaced
 from shardcache.registry.data import Files
@@ -31,6 +33,7 @@ from shardcache.registry.lock import BuildLock
 
 HOME = "SHARDCACHE_HOME"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_ENTRY_BYTES = 256 << 20  # it lists the files of a dataset
 _KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -111,15 +114,15 @@ class Slot:
     def entry(self) -> Entry | None:
         """What was written down of it, None where that is not there or cannot be read."""
         try:
-            return msgspec.json.decode(self.beside("json").read_bytes(), type=Entry)
-        except (OSError, msgspec.DecodeError):
+            return msgspec.json.decode(read_regular(self.beside("json"), _MAX_ENTRY_BYTES), type=Entry)
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def begin_entry(self, entry: Entry) -> None:
         """Write down what it will be made of; until :meth:`finish_entry` nobody takes it for that."""
         with storage_errors(self.folder):
             self.forget_entry()
-            write(self.beside("json.begun"), msgspec.json.encode(entry))
+            write_whole(self.beside("json.begun"), msgspec.json.encode(entry))
 
     def finish_entry(self) -> None:
         """What was begun is what is published: a rename, which a full disk permits."""

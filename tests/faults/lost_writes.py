@@ -41,7 +41,7 @@ class Node:
     kept: bytes = b""
     kept_names: dict[str, "Node"] = field(default_factory=dict)
     writes: list[tuple[int, bytes]] = field(default_factory=list)  # since it was flushed
-    changes: list[tuple[str, "Node | None"]] = field(default_factory=list)
+    changes: list[dict[str, "Node | None"]] = field(default_factory=list)  # each is one to a journal
 
     def flush(self) -> None:
         self.kept, self.kept_names, self.writes, self.changes = bytes(self.data), dict(self.names), [], []
@@ -50,9 +50,9 @@ class Node:
         self.writes.append((at, data))
         place(self.data, at, data)
 
-    def name(self, name: str, node: "Node | None") -> None:
-        self.changes.append((name, node))
-        put(self.names, name, node)
+    def name(self, names: dict[str, "Node | None"]) -> None:
+        self.changes.append(names)
+        put(self.names, names)
 
 
 def place(data: bytearray, at: int, new: bytes) -> None:
@@ -60,11 +60,12 @@ def place(data: bytearray, at: int, new: bytes) -> None:
     data[at : at + len(new)] = new
 
 
-def put(names: dict[str, Node], name: str, node: Node | None) -> None:
-    if node is None:
-        names.pop(name, None)
-    else:
-        names[name] = node
+def put(names: dict[str, Node], changed: dict[str, Node | None]) -> None:
+    for name, node in changed.items():
+        if node is None:
+            names.pop(name, None)
+        else:
+            names[name] = node
 
 
 def on_disk(path: Path) -> Node:
@@ -108,7 +109,7 @@ class Disk:
             path = bytes.fromhex(described[2].replace("\\x", "")).decode()
             _, _, node = self.find(path)
             return node is not None and self.change(call[1], line, int(described[1]), node, texts)
-        return self.rename(call[1], [text.decode() for text in texts])
+        return self.rename(call[1], [text.decode() for text in texts], "RENAME_EXCHANGE" in line)
 
     def open(self, line: str, path: str) -> bool:
         parent, name, node = self.find(path)
@@ -116,7 +117,7 @@ class Disk:
         if parent is None or "O_CREAT" not in line:
             return False
         if node is None:
-            parent.name(name, Node(False))
+            parent.name({name: Node(False)})
         elif "O_TRUNC" in line:
             node.data.clear()
         return True
@@ -134,19 +135,23 @@ class Disk:
             self.positions[fd] = self.positions.get(fd, 0) if is_placed else at + len(data)
         return True
 
-    def rename(self, call: str, paths: list[str]) -> bool:
+    def rename(self, call: str, paths: list[str], is_exchange: bool) -> bool:
         parent, name, node = self.find(paths[0])
         if parent is None:
             return False
         if call.startswith("mkdir"):
-            parent.name(name, Node(True))
+            parent.name({name: Node(True)})
         elif call.startswith("rename"):
-            other, new, _ = self.find(paths[1])
+            other, new, there = self.find(paths[1])
             assert other is not None
-            other.name(new, node)
-            parent.name(name, None)
+            if is_exchange:
+                assert other is parent
+                parent.name({name: there, new: node})
+            else:
+                other.name({new: node})
+                parent.name({name: None})
         elif node is not None:
-            parent.name(name, None)
+            parent.name({name: None})
         return True
 
 
@@ -155,8 +160,8 @@ def after_a_crash(node: Node, way: str, draw: random.Random, path: Path) -> None
     path.mkdir()
     names = dict(node.names if way == "data" else node.kept_names)
     if way == "some":  # of the changes of a directory any number, in their order, as a journal keeps them
-        for name, child in node.changes[: draw.randint(0, len(node.changes))]:
-            put(names, name, child)
+        for changed in node.changes[: draw.randint(0, len(node.changes))]:
+            put(names, changed)
     for name, child in names.items():
         if child.is_directory:
             after_a_crash(child, way, draw, path / name)

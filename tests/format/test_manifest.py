@@ -357,3 +357,14 @@ class TestReading:
         (path / "manifest.json").symlink_to("elsewhere")
         with pytest.raises(ManifestError, match="must be a regular file, is a link"):
             shardcache.open(path)
+
+
+@pytest.mark.parametrize("field", ["format", "layout", "cache_id", "x" * 100_000])
+def test_a_message_is_short_and_plain_whatever_the_manifest_says(field: str):
+    text = "\x1b[2J" + "y" * 100_000
+    plain = {key: value for key, value in as_json().items() if key != "digest"}
+    blank = json.dumps({**plain, field: text, "digest": ""}, separators=(",", ":")).encode()
+    with pytest.raises(ManifestError) as caught:
+        manifest.decode(blank[:-2] + hashlib.sha256(blank).hexdigest().encode() + blank[-2:], "here")
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()

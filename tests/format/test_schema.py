@@ -290,3 +290,13 @@ class TestInference:
 def test_the_marker_for_what_is_absent_stays_the_same_object():
     assert pickle.loads(pickle.dumps(ABSENT)) is ABSENT
     assert repr(schema.ABSENT) == "ABSENT"
+
+
+@pytest.mark.parametrize(
+    "fields", [("\ufb01", "fi"), ("\uff2e\uff4f\uff4e\uff45", "b"), ("\uff3f\uff3fdebug\uff3f\uff3f", "b")]
+)
+def test_names_that_python_would_take_for_other_ones_give_way(fields: tuple[str, str]):
+    """namedtuple compiles its fields, and Python knows an identifier by its form NFKC alone."""
+    record = plain_record("Thing", fields)._make([1, 2])
+    assert (tuple(record), record._fields[0]) == ((1, 2), "_0")
+    assert pickle.loads(pickle.dumps(record)) == record

@@ -18,7 +18,7 @@ from shardcache.errors import CacheNotFoundError, DamagedError, FormatVersionErr
 from shardcache.format import block, manifest, pages, shard, spec
 from shardcache.format.block import Place
 from shardcache.format.manifest import ColumnTotals
-from shardcache.integrity.report import Report
+from shardcache.integrity.report import Problem, Report
 from shardcache.integrity.verify import verify
 
 SAMPLES = 240
@@ -463,3 +463,19 @@ def test_whatever_bit_flips_verify_finds_it_and_a_reader_never_gets_a_wrong_samp
         assert report.source_indices().tolist() == unreadable(cache)
         flip(path, offset, bit)
     assert check(cache)
+
+
+def test_a_report_of_more_samples_than_memory_could_count_is_made(cache: Path):
+    """A manifest of a few kilobytes may say that there are 2^48 of them."""
+    seals = manifest.read(cache).shards[:1] * 64
+    huge = {"samples": 2**48, "rows_per_block": 1024, "blocks_per_shard": 2**32, "layout": "source", "shards": seals}
+    whole = msgspec.structs.replace(manifest.read(cache), digest="", **huge)
+    (cache / spec.MANIFEST_NAME).write_bytes(manifest.encode(whole))
+    assert check(cache).as_dict()["samples_lost"] == 2**48
+
+
+def test_samples_that_are_lost_twice_are_counted_once(cache: Path):
+    rows = [range(4, 9), range(3), range(2, 5), range(8, 8), None]
+    found = Report(cache, tuple(Problem("f", "k", "w", one) for one in rows), manifest=manifest.read(cache))
+    assert found.samples_lost == 9
+    assert len(np.unique(found.source_indices())) == 9

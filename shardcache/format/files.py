@@ -1,0 +1,64 @@
+"""Reading and writing small files in a directory that somebody else may write to as well."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class NotAFileError(OSError):
+    """A link, a pipe, a directory, or a file that is too large, where a small regular one must be."""
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most ``most`` bytes. No link is followed, and no pipe is waited for.
+
+    Raises:
+        NotAFileError: it is something else, or larger.
+        OSError: it is not there, or cannot be read.
+    """
+    try:
+        fd = os.open(path, _READ)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise NotAFileError(error.errno, f"{path.name} must be a regular file") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAFileError(errno.EINVAL, f"{path.name} must be a regular file")
+        if status.st_size > most:
+            raise NotAFileError(errno.EFBIG, f"{path.name} must have at most {most} bytes, has {status.st_size}")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """All of the file or nothing of it, also after a power cut: write beside, fsync, rename.
+
+    What lies beside from a time before is removed, so that a link there leads nowhere.
+    """
+    beside = path.with_name(path.name + ".new")
+    beside.unlink(missing_ok=True)
+    with open(os.open(beside, _WRITE, 0o666), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
