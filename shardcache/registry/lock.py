@@ -66,7 +66,7 @@ class BuildLock:
 
     def _open(self) -> int:
         """For writing where that is permitted: NFS grants the lock to nobody else."""
-        mode = stat.S_IMODE(os.stat(self._file.parent).st_mode) & 0o666  # who may write beside it may lock it
+        mode = stat.S_IMODE(os.stat(self._file.parent).st_mode) & 0o666 | 0o444  # who may write beside it may lock it
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
         except FileExistsError:
