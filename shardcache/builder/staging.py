@@ -94,7 +94,8 @@ class Staging:
                     f"{self.directory} holds an interrupted build of something else ({difference(found, plan)}); "
                     "delete it, or build with what it was begun with"
                 )
-            if not all(0 <= k < found.shard_count and len(r.totals) == len(found.columns) for k, r in records.items()):
+            most = found.shard_count if found.samples else spec.MAX_SHARDS  # of a stream nobody knows yet
+            if not all(0 <= k < most and len(r.totals) == len(found.columns) for k, r in records.items()):
                 raise BuildMismatchError(f"{self.directory} is damaged (a record of no shard of the plan); delete it")
             records = {number: record for number, record in records.items() if skips or not record.skipped}
             if self._part is None:
