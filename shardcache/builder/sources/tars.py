@@ -1,11 +1,13 @@
 """Tar files as WebDataset has them: files that follow each other and differ in what is behind the first dot."""
 
+import bz2
+import gzip
+import lzma
 import os
 import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from lzma import LZMAError
 from typing import Any, TypeVar
 
 from shardcache.builder.sources.patterns import files_of
@@ -13,6 +15,8 @@ from shardcache.errors import SourceError
 
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # up to the first dot of the name; what is behind it
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+_OPENERS: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+_PIECE_BYTES = 1 << 20
 
 Place = tuple[int, int]  # where the bytes lie, and how many
 Part = TypeVar("Part")  # a place, or the bytes
@@ -123,15 +127,19 @@ def _members(path: str) -> Iterator[tuple[str, Place]]:
 
 def _contents(path: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of the same files, of a tar that is read from front to end."""
+    unpack = _OPENERS.get(_compression(path) or "", open)
     try:
-        with tarfile.open(path, "r|*") as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined]
-                if _is_part(member):
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    yield member.name, file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error, LZMAError) as error:
+        with unpack(path, "rb") as whole:
+            with tarfile.open(fileobj=whole, mode="r|") as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]
+                    if _is_part(member):
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        yield member.name, file.read()
+            while whole.read(_PIECE_BYTES):  # tarfile takes what is cut within a header for the end; these do not
+                pass
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise SourceError(f"{path}: cannot be read as a tar: {error} (a download that was cut off?)") from error
 
 
@@ -151,7 +159,9 @@ def _refuse_compressed(path: str) -> None:
 def _compression(path: str) -> str | None:
     try:
         with open(path, "rb") as file:
-            start = file.read(4)
+            start = file.read(tarfile.BLOCKSIZE)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    if start[257:262] == b"ustar":  # a tar as it is, whatever its first file is called
+        return None
     return next((kind for magic, kind in _COMPRESSED.items() if start.startswith(magic)), None)
