@@ -18,8 +18,8 @@ import click
 from shardcache import __version__
 from shardcache.cli import bench, build, explain, finish, head, info, ls, pin, prune, repair, verify
 from shardcache.cli.options import debug_option, is_debugged
-from shardcache.cli.text import one_line
 from shardcache.errors import ShardCacheError, ShardCacheWarning
+from shardcache.wording import one_line
 
 _INTERRUPTED = 130  # what a shell says of a command that Ctrl-C ended
 _PIPE_CLOSED = 141  # and of one whose reader had enough

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardcache.cli.options import cache_argument, debug_option, json_option, print_json
-from shardcache.cli.text import print_table, size
+from shardcache.cli.text import print_table
+from shardcache.wording import size
 
 if TYPE_CHECKING:
     from shardcache.read.cache import Cache

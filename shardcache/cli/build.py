@@ -12,9 +12,10 @@ from shardcache.cli.engines import ENGINES, executor
 from shardcache.cli.options import debug_option, home_options, identity_options
 from shardcache.cli.results import Events, print_estimate, print_event, results_only
 from shardcache.cli.sources import IN_FILE_ORDER, KINDS, make_source
-from shardcache.cli.text import count, duration, one_line, plain, saving, skipped
+from shardcache.cli.text import skipped
 from shardcache.errors import UsageError
 from shardcache.format.spec import MANIFEST_NAME
+from shardcache.wording import count, duration, one_line, plain, saving
 
 _EXAMPLE = """\b
 Examples:

@@ -7,7 +7,7 @@ import click
 from shardcache.cli.build import parse_arguments, parse_codecs, parse_size
 from shardcache.cli.options import debug_option, home_options, identity_options, json_option, print_json
 from shardcache.cli.results import results_only
-from shardcache.cli.text import plain
+from shardcache.wording import plain
 
 
 @click.command("explain")

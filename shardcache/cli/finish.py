@@ -3,7 +3,7 @@
 import click
 
 from shardcache.cli.options import debug_option, json_option, print_json
-from shardcache.cli.text import count, plain, saving
+from shardcache.wording import count, plain, saving
 
 
 @click.command("finish")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shardcache.cli.options import cache_argument, debug_option, json_option, print_json
-from shardcache.cli.text import count, plain, print_table, ratio, saving, size, skipped
+from shardcache.cli.text import print_table, skipped
+from shardcache.wording import count, plain, ratio, saving, size
 
 if TYPE_CHECKING:
     from shardcache.format.provenance import SkipNote

@@ -5,7 +5,8 @@ import time
 import click
 
 from shardcache.cli.options import debug_option, home_options, json_option, print_json
-from shardcache.cli.text import plain, print_table, size
+from shardcache.cli.text import print_table
+from shardcache.wording import plain, size
 
 _TITLES = ("name", "key", "size", "samples", "made", "last used", "", "dataset", "commit")
 

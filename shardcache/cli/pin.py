@@ -3,7 +3,7 @@
 import click
 
 from shardcache.cli.options import debug_option, home_options, slot_argument, slot_of_text
-from shardcache.cli.text import plain
+from shardcache.wording import plain
 
 
 @click.command("pin")

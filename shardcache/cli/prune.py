@@ -3,8 +3,8 @@
 import click
 
 from shardcache.cli.options import debug_option, home_options, slot_argument, slot_of_text
-from shardcache.cli.text import plain, size
 from shardcache.errors import BuildInProgressError, UsageError
+from shardcache.wording import plain, size
 
 
 @click.command("prune")

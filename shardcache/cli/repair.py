@@ -7,8 +7,8 @@ import click
 from shardcache.cli.build import parse_arguments
 from shardcache.cli.options import cache_argument, debug_option, json_option, print_json
 from shardcache.cli.results import results_only
-from shardcache.cli.text import count, plain
 from shardcache.errors import DamagedError
+from shardcache.wording import count, plain
 
 if TYPE_CHECKING:
     from shardcache.integrity.repair import Repair

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from shardcache.cli.text import plain, print_table, ratio, size
+from shardcache.cli.text import print_table
 from shardcache.errors import ShardCacheError, ShardCacheWarning, SourceError
+from shardcache.wording import plain, ratio, size
 
 if TYPE_CHECKING:
     from shardcache.builder.estimate import Estimate

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shardcache.cli.text import plain, size
 from shardcache.format import nested
+from shardcache.wording import plain, size
 
 _FIRST = 6  # numbers of an array
 _ITEMS = 10  # of a list

@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from shardcache.wording import count, duration, one_line, plain, ratio, saving, size
+from shardcache.wording import plain
 
-__all__ = ["count", "duration", "one_line", "plain", "print_table", "ratio", "saving", "size"]
 _PIPE_WIDTH = 1000  # nothing is cut or wrapped for a program
 
 

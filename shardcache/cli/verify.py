@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from shardcache.cli.options import cache_argument, debug_option, json_option, print_json
-from shardcache.cli.text import count, duration, plain, size
 from shardcache.errors import DamagedError
+from shardcache.wording import count, duration, plain, size
 
 if TYPE_CHECKING:
     from shardcache.integrity.report import Report
