@@ -164,7 +164,7 @@ class Survey:
             self._locality.warn(self._plan.samples, self._num_workers)
 
     def estimate(self, free: int | None) -> Estimate:
-        plan, shards = self._plan, -(-self._plan.blocks // self._plan.blocks_per_shard)
+        plan, shards = self._plan, self._plan.shard_count
         each = [
             ColumnEstimate(column.name, column.type, column.codec, column.why, round(found.raw), round(found.stored))
             for column, found in zip(plan.columns, self._sizes, strict=True)

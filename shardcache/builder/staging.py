@@ -246,10 +246,9 @@ def _records(done: Manifest, notes: tuple[SkipNote, ...]) -> Iterator[ShardRecor
     nothing = (ColumnTotals(),) * len(done.totals)
     ends = np.arange(1, len(done.shards)) * (done.blocks_per_shard * done.rows_per_block)
     skipped = np.split(done.skipped_rows(), np.searchsorted(done.skipped_rows(), ends))
-    size = done.blocks_per_shard * done.rows_per_block
     for number, (seal, rows) in enumerate(zip(done.shards, skipped, strict=True)):
-        count, totals = min(size, done.samples - number * size), nothing if number else done.totals
-        yield ShardRecord(number, seal, totals, count, tuple(rows.tolist()), () if number else notes)
+        totals = nothing if number else done.totals
+        yield ShardRecord(number, seal, totals, done.shard_rows(number), tuple(rows.tolist()), () if number else notes)
 
 
 def _skipped(plan: Manifest, records: Sequence[ShardRecord]) -> Skipped | msgspec.UnsetType:
