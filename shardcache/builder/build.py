@@ -133,7 +133,7 @@ def build(
             left = [number for number in shards if number not in records]
             _look_ahead(source, plan, left, engine, target, said, allow_random, force)
         if mine is not None:
-            staging.note(provenance(dataset, began))
+            staging.note(provenance(recipe.factory, began))
         work = Work(recipe, plan, staging.directory)
         for record in _records(engine, work, source, shards, records, said):
             staging.keep(record)

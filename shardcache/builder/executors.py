@@ -170,9 +170,9 @@ def build_attempt(job: Job, number: int) -> tuple[ShardRecord, Report]:
             (attempt / name).rename(work.directory / name)
             attempt.rmdir()
         return record, told.total
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
         raise sendable(error) from None
 
 
