@@ -3,6 +3,7 @@
 import calendar
 import os
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import msgspec
@@ -12,12 +13,10 @@ from shardcache.builder.shards import ShardRecord
 from shardcache.builder.staging import Staging, storage_errors
 from shardcache.builder.target import check, is_taken, target_of
 from shardcache.errors import BuildError, CacheNotFoundError, DamagedShardError
-from shardcache.format import pages, spec
+from shardcache.format import pages, provenance, spec
 from shardcache.format.provenance import Provenance
 from shardcache.read.cache import Cache
 from shardcache.read.cache import open as open_cache
-
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def finish(path: str | os.PathLike[str], *, if_exists: str = "error") -> Cache:
@@ -63,8 +62,8 @@ def finish(path: str | os.PathLike[str], *, if_exists: str = "error") -> Cache:
                     f"{target}: {len(missing)} of {plan.shard_count} shards are not there (or not whole): "
                     f"{described(missing, plan, parts_in(staging.directory))}; build these again, then finish"
                 )
-            provenance = _provenance(staging.directory)
-        staging.publish(plan, records, provenance, replace=if_exists == "replace")
+            origin = _provenance(staging.directory)
+        staging.publish(plan, records, origin, replace=if_exists == "replace")
     return open_cache(target)
 
 
@@ -91,11 +90,19 @@ def _is_sound(directory: Path, record: ShardRecord) -> bool:
 
 def _provenance(directory: Path) -> Provenance | None:
     """That of the part which began first, for the whole: from then on until now."""
-    parts = [msgspec.json.decode(file.read_bytes(), type=Provenance) for file in directory.glob("part-*-of-*.json")]
-    if not parts:
+    noted = [provenance.read(directory, file.name) for file in directory.glob("part-*-of-*.json")]
+    began = [(seconds, part) for part in noted if part is not None and (seconds := _began(part)) is not None]
+    if not began:
         return None
-    first = min(parts, key=lambda part: part.built)
-    began = calendar.timegm(time.strptime(first.built, _TIME))
+    seconds, first = min(began, key=itemgetter(0))
     return msgspec.structs.replace(
-        first, built=time.strftime(_TIME, time.gmtime()), seconds=round(time.time() - began, 3)
+        first, built=time.strftime(provenance.TIME, time.gmtime()), seconds=round(time.time() - seconds, 3)
     )
+
+
+def _began(part: Provenance) -> int | None:
+    """When a part was noted, as ``time.time()``; None where what is written there is no time."""
+    try:
+        return calendar.timegm(time.strptime(part.built, provenance.TIME))
+    except ValueError:
+        return None

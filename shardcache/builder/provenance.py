@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shardcache.builder.source import load
-from shardcache.format.provenance import Provenance
+from shardcache.format.provenance import TIME, Provenance
 
 _PACKAGES = ("shardcache", "torch", "numpy", "lmdb", "zstandard")
 
@@ -27,7 +27,7 @@ def provenance(factory: Any, began: float) -> Provenance:
     commit, is_dirty = _commit(getattr(module, "__file__", None))
     name = factory if isinstance(factory, str) else f"{made.__module__}:{made.__qualname__}"
     return Provenance(
-        built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        built=time.strftime(TIME, time.gmtime()),
         seconds=round(time.time() - began, 3),
         factory=os.path.basename(name),
         versions={"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},

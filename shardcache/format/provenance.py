@@ -12,6 +12,7 @@ import msgspec
 from shardcache.format import spec
 from shardcache.format.files import read_regular
 
+TIME = "%Y-%m-%dT%H:%M:%SZ"  # of `built`
 MAX_NOTES = 1000
 _MAX_BYTES = 1 << 16
 _MAX_NOTES_BYTES = 8 << 20
@@ -37,9 +38,9 @@ class SkipNote(msgspec.Struct, frozen=True):
     message: str
 
 
-def read(directory: Path) -> Provenance | None:
+def read(directory: Path, name: str = spec.PROVENANCE_NAME) -> Provenance | None:
     """What was written down beside a cache; None where that is not there, or is not what was written."""
-    found: Provenance | None = _remark(directory / spec.PROVENANCE_NAME, Provenance, _MAX_BYTES)
+    found: Provenance | None = _remark(directory / name, Provenance, _MAX_BYTES)
     return found
 
 

@@ -199,6 +199,15 @@ def test_a_finished_cache_knows_where_it_comes_from(tmp_path):
     assert found.seconds >= 0
 
 
+@pytest.mark.parametrize("note", [b"\xff", b"{}", b"[" * 100_000, None])
+def test_a_note_of_a_part_that_is_not_what_was_written_is_none(tmp_path, note):
+    build("tests.builder.sources:factory", tmp_path / "c", part=(1, 1))
+    (written,) = (tmp_path / "c.partial").glob("part-*-of-*.json")
+    written.write_bytes(note or written.read_bytes().replace(b'"built":"2', b'"built":"x'))
+    finish(tmp_path / "c")
+    assert provenance.read(tmp_path / "c") is None
+
+
 @pytest.mark.parametrize(
     ("options", "error", "what"),
     [
