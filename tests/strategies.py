@@ -1,8 +1,9 @@
 """Values of every kind that a sample may hold."""
 
 import collections
+import dataclasses
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -29,6 +30,18 @@ ARRAY_DTYPES = [
 ]
 
 IMAGE_MODES = "1 L P RGB RGBA CMYK YCbCr LAB HSV I F LA PA RGBX RGBa La I;16 I;16B I;16L".split()
+
+
+class Point(NamedTuple):
+    x: Any
+    y: Any
+
+
+@dataclasses.dataclass
+class Box:
+    corner: Any
+    label: Any = None
+
 
 ints = st.one_of(st.integers(-9, 9), st.integers(-(2**63), 2**63 - 1), st.integers(-(2**200), 2**200))
 # From bits, so that NaNs carry payloads and zeros signs.

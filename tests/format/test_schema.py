@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import pickle
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,19 +31,9 @@ from shardcache.format.schema import (
 )
 from tests import strategies
 from tests.exact import exact
+from tests.strategies import Box, Point
 
 pytestmark = strategies.QUIET
-
-
-class Point(NamedTuple):
-    x: Any
-    y: Any
-
-
-@dataclasses.dataclass
-class Box:
-    corner: Any
-    label: Any = None
 
 
 def names_of(root: Any) -> list[str]:

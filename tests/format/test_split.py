@@ -1,8 +1,7 @@
 """Taking a block of samples apart at once is taking each of them apart."""
 
 import collections
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +14,9 @@ from shardcache.format import arrays
 from shardcache.format.schema import ABSENT, DictNode, Leaf, ListNode, RecordNode, TupleNode, splitter, walk
 from shardcache.format.split import block_splitter
 from tests import strategies
+from tests.strategies import Box, Point
 
 pytestmark = strategies.QUIET
-
-
-class Point(NamedTuple):
-    x: Any
-    y: Any
-
-
-@dataclasses.dataclass
-class Box:
-    corner: Any
-    label: Any = None
 
 
 class Text(str):
