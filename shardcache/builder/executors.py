@@ -97,6 +97,7 @@ def build_in_executor(
             future.cancel()
         shutil.rmtree(attempts, ignore_errors=True)
         concurrent.futures.wait(running, _PATIENCE_S)
+        shutil.rmtree(attempts, ignore_errors=True)  # what they wrote meanwhile
         _ours.pop((key, os.getpid()), None)
 
 

@@ -14,7 +14,8 @@ import click
 import pytest
 
 import shardcache
-from shardcache.cli import main, text
+from shardcache import wording
+from shardcache.cli import main
 from shardcache.errors import DamagedError, ShardCacheWarning
 from tests.cli.conftest import ROOT, Process, Run, error_of
 
@@ -226,7 +227,7 @@ def test_ctrl_c_ends_a_running_build_without_a_traceback(folder: Path):
     ],
 )
 def test_a_size_has_one_unit_and_few_digits(number: float, said: str):
-    assert text.size(number) == said
+    assert wording.size(number) == said
 
 
 @pytest.mark.parametrize(
@@ -234,9 +235,9 @@ def test_a_size_has_one_unit_and_few_digits(number: float, said: str):
     [(0.04, "0.0 s"), (59.94, "59.9 s"), (83.4, "1 min 23 s"), (3600, "1 h 00 min"), (7260, "2 h 01 min")],
 )
 def test_a_duration_is_said_as_people_say_it(seconds: float, said: str):
-    assert text.duration(seconds) == said
+    assert wording.duration(seconds) == said
 
 
 def test_what_could_steer_a_terminal_is_escaped():
-    assert text.plain("a\x1b[31m\r\nü漢\u202e") == "a\\x1b[31m\\r\\nü漢\\u202e"
-    assert text.one_line("a\n\n   b\r\nc\x07") == "a b c\\x07"
+    assert wording.plain("a\x1b[31m\r\nü漢\u202e") == "a\\x1b[31m\\r\\nü漢\\u202e"
+    assert wording.one_line("a\n\n   b\r\nc\x07") == "a b c\\x07"
