@@ -86,12 +86,13 @@ def test_one_rank_builds_and_a_build_outlives_the_time_of_the_process_group(tmp_
     assert (tmp_path / "made").read_text() == "."
 
 
-def test_a_stale_cache_is_not_exchanged_under_other_ranks(tmp_path: Path, port: int) -> None:
+def test_a_stale_cache_ends_the_job_and_the_next_one_builds_it_anew(tmp_path: Path, port: int) -> None:
+    """What the other rank has until then is the old cache or, where it looks after it was given up, a new one."""
     (tmp_path / "value").write_text("2")
     options = {"version": "1", "on_stale": "rebuild", "num_workers": 2}
     run(tmp_path, port, ranks=1, **options)
     (tmp_path / "value").write_text("3")
     said = run(tmp_path, port, ranks=2, **options)
     assert "start the job again, which builds it anew" in str(said[0]["stale"])
-    assert said[1].get("last") in (798, None)
+    assert "last" not in said[0]
     assert {one["last"] for one in run(tmp_path, port, ranks=2, **options)} == {1197}
