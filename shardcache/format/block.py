@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -82,8 +82,24 @@ def body_bytes(value: memoryview, place: Place) -> int:
     return size
 
 
-def open_into(value: memoryview, out: memoryview, place: Place) -> None:
+class Unread(Protocol):
+    """A stored value that is still in its file."""
+
+    def __len__(self) -> int: ...
+
+    def fill(self, start: int, *outs: memoryview) -> None:
+        """Read what begins at byte ``start`` into ``outs``, one after the other."""
+
+    def whole(self) -> memoryview:
+        """All of it."""
+
+
+def open_into(value: memoryview | Unread, out: memoryview, place: Place) -> None:
     """Check a stored value and put its body into ``out``, which must have the body's length."""
+    if not isinstance(value, memoryview):
+        if len(value) == PREFIX_BYTES + len(out) and _fill(value, out, place):
+            return
+        value = value.whole()
     if _is_plain(value) and len(value) == PREFIX_BYTES + len(out):
         _copy(value, out, place)
         return
@@ -140,6 +156,25 @@ def _copy(value: memoryview, out: memoryview, place: Place) -> None:
     digest, found = _head(value)[0], hasher.intdigest()
     if found != digest:
         raise _differs(place, digest, found)
+
+
+def _fill(value: Unread, out: memoryview, place: Place) -> bool:
+    """Read a plain body to where it belongs, and check it there; False where it does not say that it is one."""
+    head = memoryview(bytearray(PREFIX_BYTES))
+    value.fill(0, head, out[:_PIECE_BYTES])
+    digest, rest = _head(head)
+    if rest != len(out):
+        return False
+    hasher = xxhash.xxh3_64(head[8:], place.seed())
+    hasher.update(out[:_PIECE_BYTES])
+    for start in range(_PIECE_BYTES, len(out), _PIECE_BYTES):
+        piece = out[start : start + _PIECE_BYTES]
+        value.fill(PREFIX_BYTES + start, piece)
+        hasher.update(piece)
+    found = hasher.intdigest()
+    if found != digest:
+        raise _differs(place, digest, found)
+    return True
 
 
 def _decompress(value: memoryview, out: memoryview, place: Place) -> None:

@@ -6,7 +6,8 @@ lies: from then on a value is a place in the file. LMDB itself takes no part in 
 file can reach it, any number of processes and threads may read one, and a fork needs no care.
 
 ``io="mmap"`` hands out views of the mapped file. One that is truncated under a reader ends the process with SIGBUS, as
-with every memory map. ``io="pread"`` reads each value into memory: slower by a copy, and every failure is an error.
+with every memory map. ``io="pread"`` copies each value out of the file, straight to where it belongs if that is known,
+and every failure is an error.
 
 A shard stays open as long as somebody holds a lease on it or a view of it. Beyond that the ``MAX_OPEN`` that were used
 last are kept, fewer where their tables are large. A file that is replaced at its path is another inode, hence opened
@@ -21,7 +22,7 @@ import stat
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +51,7 @@ class _Mapped:
     def __init__(self, fd: int, seal: ShardSeal) -> None:
         self._view = memoryview(mmap.mmap(fd, seal.file_bytes, prot=mmap.PROT_READ))
 
-    def read(self, offset: int, size: int, name: str) -> memoryview:  # noqa: ARG002
+    def read(self, offset: int, size: int) -> memoryview:
         return self._view[offset : offset + size]
 
 
@@ -66,12 +67,36 @@ class _Descriptor:
             raise damaged(name, f"ends after {offset + len(data)} bytes, must have {offset + size} or more")
         return memoryview(data)
 
+    def fill(self, offset: int, outs: Sequence[memoryview], name: str) -> None:
+        """Read what begins at ``offset`` into ``outs``, one after the other."""
+        pages.preadv(self._fd, outs, offset, name)
+
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, `os` may be gone before this is
         if hasattr(self, "_fd"):
             close(self._fd)
 
 
 _WAYS: dict[str, type[_Mapped] | type[_Descriptor]] = {"mmap": _Mapped, "pread": _Descriptor}
+
+
+class Unread:
+    """A value that is still in its file (``io="pread"``), to be read in parts, each to where it belongs."""
+
+    __slots__ = ("_file", "_name", "_offset", "_size")
+
+    def __init__(self, file: _Descriptor, offset: int, size: int, name: str) -> None:
+        self._file, self._offset, self._size, self._name = file, offset, size, name
+
+    def __len__(self) -> int:
+        return self._size
+
+    def fill(self, start: int, *outs: memoryview) -> None:
+        """Read what begins at byte ``start`` of the value into ``outs``, one after the other."""
+        self._file.fill(self._offset + start, outs, self._name)
+
+    def whole(self) -> memoryview:
+        """All of it, in memory of its own."""
+        return self._file.read(self._offset, self._size, self._name)
 
 
 class OpenShard:
@@ -82,13 +107,16 @@ class OpenShard:
         self._keys, self._offsets, self._sizes = table.keys.data, table.offsets.data, table.sizes.data
         self._file = _WAYS[io](fd, seal)
 
-    def get(self, key: bytes, name: str) -> memoryview | None:
-        """The value of a key, None where there is none."""
+    def find(self, key: bytes, name: str) -> memoryview | Unread | None:
+        """The value of a key, in the map or still to be read; None where there is none."""
         number = int.from_bytes(key, "big") if len(key) == KEY_BYTES else -1
         place = bisect_left(self._keys, number)
         if place == len(self._keys) or self._keys[place] != number:
             return None
-        return self._file.read(self._offsets[place], self._sizes[place], name)
+        offset, size = self._offsets[place], self._sizes[place]
+        if isinstance(self._file, _Mapped):
+            return self._file.read(offset, size)
+        return Unread(self._file, offset, size, name)
 
 
 class _OpenShards:
@@ -252,9 +280,14 @@ class ShardReader:
             DamagedShardError: there is none, or it cannot be read.
             UsageError: the lease has ended.
         """
+        value = self.find(key)
+        return value.whole() if isinstance(value, Unread) else value
+
+    def find(self, key: bytes) -> memoryview | Unread:
+        """As ``get``; but with ``io="pread"`` nothing is read yet."""
         if self._opened is None:
             raise UsageError(f"{self._file.name}: can be read only within its lease")
-        value = self._opened.get(key, self._file.name)
+        value = self._opened.find(key, self._file.name)
         if value is None:
             raise damaged(self._file.name, f"must have a value of key {key.hex()}, has none")
         return value

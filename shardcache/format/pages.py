@@ -31,7 +31,7 @@ no duplicates, each page counted. A walk holds a few hundred pages at once, and 
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -313,3 +313,19 @@ def pread(fd: int, count: int, offset: int, name: str) -> bytes:
     except OSError as error:
         raise damaged(name, f"cannot be read at byte {offset}: {error.strerror}") from error
     return data
+
+
+def preadv(fd: int, outs: Sequence[memoryview], offset: int, name: str) -> None:
+    """Fill ``outs`` with what lies at ``offset`` of a shard; what cannot be read, or is not there, is damage."""
+    left, end = list(outs), offset + sum(map(len, outs))
+    try:
+        while left and (count := os.preadv(fd, left, offset)):
+            offset += count
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if left:
+                left[0] = left[0][count:]
+    except OSError as error:
+        raise damaged(name, f"cannot be read at byte {offset}: {error.strerror}") from error
+    if offset != end:
+        raise damaged(name, f"ends after {offset} bytes, must have {end} or more")

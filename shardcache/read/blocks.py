@@ -87,7 +87,7 @@ class Blocks:
                 place = self._place(at, local, position)
                 if forms[position] != Form.FIXED:
                     raise block.damaged(place, f"form {forms[position]} where the manifest says fixed")
-                block.open_into(reader.get(place.key), memory, place)
+                block.open_into(reader.find(place.key), memory, place)
             for position in positions:
                 if forms[position] != NO_VALUE:
                     found[position] = self._rows(reader, number, position, forms[position], borrow)

@@ -51,6 +51,29 @@ def test_a_long_body_that_is_not_compressed_is_copied_whole_and_its_copy_checked
         value[at] ^= 4
 
 
+@pytest.mark.parametrize("size", [0, 5, 256 << 10, (600 << 10) + 5])
+def test_a_body_that_is_not_compressed_is_read_from_its_file_to_where_it_belongs_and_checked_there(tmp_path, size):
+    body = np.random.default_rng(0).bytes(size)
+    value, out = bytes(seal(body, None, PLACE)), bytearray(size)
+    with ShardWriter(tmp_path / "shard") as writer:
+        writer.put(PLACE.key, value)
+        written = writer.finish()
+    start = (tmp_path / "shard").read_bytes().index(value)
+    with lease(tmp_path / "shard", written, "shard 00012", "pread") as reader:
+        open_into(reader.find(PLACE.key), memoryview(out), PLACE)
+        assert out == body
+        with pytest.raises(DamagedBlockError, match=f"a body of {size} bytes where the block needs {size + 1}"):
+            open_into(reader.find(PLACE.key), memoryview(bytearray(size + 1)), PLACE)
+        with (tmp_path / "shard").open("r+b", buffering=0) as file:
+            for at in {0, 8, 14, len(value) - 1}:
+                for byte in (value[at] ^ 4, value[at]):
+                    file.seek(start + at)
+                    file.write(bytes([byte]))
+                    if byte != value[at]:
+                        with pytest.raises(DamagedBlockError, match=r"^shard 00012, block 7, column 'image': "):
+                            open_into(reader.find(PLACE.key), memoryview(out), PLACE)
+
+
 def test_a_value_is_laid_out_as_the_specification_says():
     body = b"abc" * 100
     seed = xxhash.xxh3_64_intdigest(ID + (12).to_bytes(4, "little") + bytes([0, 0, 0, 7, 0, 3, 0, 0]))

@@ -322,8 +322,22 @@ def test_what_cannot_be_read_is_damaged_and_says_why(tmp_path):
     try:
         with pytest.raises(DamagedShardError, match="shard 00007: cannot be read at byte 0: Is a directory"):
             pages.structure(fd, 8192, "shard 00007")
+        with pytest.raises(DamagedShardError, match="shard 00007: cannot be read at byte 5: Is a directory"):
+            pages.preadv(fd, [memoryview(bytearray(1))], 5, "shard 00007")
     finally:
         os.close(fd)
+
+
+def test_memory_is_filled_in_order_however_little_the_system_reads_at_once(monkeypatch):
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, outs, offset: real(fd, [outs[0][:7]], offset))
+    data = random.Random(0).randbytes(100)
+    with reading(data) as fd:
+        outs = [bytearray(size) for size in (16, 0, 30, 7)]
+        pages.preadv(fd, [memoryview(out) for out in outs], 20, "shard 00007")
+        assert b"".join(outs) == data[20:73]
+        with pytest.raises(DamagedShardError, match="shard 00007: ends after 100 bytes, must have 101 or more"):
+            pages.preadv(fd, [memoryview(bytearray(41))], 60, "shard 00007")
 
 
 def test_a_walk_over_a_shard_of_small_values_takes_little_memory(tmp_path):
