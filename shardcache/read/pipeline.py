@@ -10,7 +10,7 @@ import torch
 
 from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT
-from shardcache.read import collate, transforms
+from shardcache.read import collate, heap, transforms
 from shardcache.read.arena import Values, buffer_for
 from shardcache.read.collate import Meta
 from shardcache.read.fields import LIST, RAGGED, TENSOR, Assembler, Field
@@ -53,6 +53,7 @@ class Pipeline:
         self._stand_ins = StandIns(blocks, recipe.cache.geometry, recipe.fields, watch)
         self._joiners = {f.position: self._assembler.field_joiner(f) for f in recipe.fields if len(f.positions) > 1}
         self._transport = transport(recipe.transport)
+        heap.keep_room(recipe.bytes_at_once)
         self._guard: Callable[[], Any] = transforms.global_generators_kept if recipe.draws else nullcontext
 
     def _as_read(self, field: Field) -> Field:

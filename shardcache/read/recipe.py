@@ -50,6 +50,11 @@ class Recipe:
         most = DECODED_AT_ONCE if self.decoders else SAMPLES_AT_ONCE
         return max(1, min(most, int(BYTES_AT_ONCE / row_bytes(self.cache.manifest, self.fields))))
 
+    @cached_property
+    def bytes_at_once(self) -> float:
+        """How many bytes are decoded together, in the mean."""
+        return row_bytes(self.cache.manifest, self.fields) * (self.batch_size or self.steps_at_once)
+
     @property
     def draws(self) -> bool:
         """Whether a transform may draw from the global generators."""
