@@ -5,9 +5,11 @@ without.
 """
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -180,8 +182,8 @@ class BlockRows:
         self.states: Array | None = None
         self.shapes: Array | None = None
         self._places: Array | None = None
-        self._starts: Array | None = None
-        self._large: Array | None = None
+        self._starts: list[int] = []
+        self._large: list[bool] | None = None
         self._is_used = False
         self._take: Callable[[int], Any] | None = None
         present = count
@@ -201,23 +203,28 @@ class BlockRows:
             self._split(present)
 
     def _split(self, present: int) -> None:
-        """Sizes, starts and data of a ragged or nested body."""
+        """Sizes, starts and data of a ragged or nested body. A block has few rows: Python is faster than NumPy here."""
         dimensions = len(self._column.shape) if self.form == Form.RAGGED else 1
         head = present * dimensions * 8
         _need(len(self._data) >= head, "shorter than its sizes")
-        shapes = np.frombuffer(self._data[:head], np.uint64).reshape(present, dimensions)
+        words = np.frombuffer(self._data[:head], np.uint64)
         item = dtypes.item_bytes(self._column.type, self._column.dtype) if self.form == Form.RAGGED else 1
-        with np.errstate(all="ignore"):
-            largest = float(shapes.prod(axis=1, dtype=np.float64).max()) if present else 0.0
-        _need(largest * item < spec.MAX_BODY_BYTES, "of absurd size")
-        self.shapes = shapes.astype(np.int64)
-        sizes: Array = self.shapes.prod(axis=1) * item
-        if self.count > 1 and present and sizes.max() > spec.LARGE_ROW_BYTES:
-            self._large = sizes > spec.LARGE_ROW_BYTES
-            sizes[self._large] = 0
-        self._starts = starts = np.concatenate([[0], np.cumsum(sizes)])
+        sizes: list[int] = words.tolist()
+        if dimensions != 1:
+            sizes = [math.prod(sizes[start : start + dimensions]) for start in range(0, head // 8, dimensions)]
+            sizes = sizes or [1] * present
+        if item != 1:
+            sizes = [size * item for size in sizes]
+        largest = max(sizes, default=0)
+        _need(largest < spec.MAX_BODY_BYTES, "of absurd size")
+        if self.form == Form.RAGGED and self._column.type not in ("bytes", "str", "image"):
+            self.shapes = words.astype(np.int64).reshape(present, dimensions)
+        if self.count > 1 and largest > spec.LARGE_ROW_BYTES:
+            self._large = [size > spec.LARGE_ROW_BYTES for size in sizes]
+            sizes = [0 if is_large else size for size, is_large in zip(sizes, self._large, strict=True)]
+        self._starts = list(accumulate(sizes, initial=0))
         self._data = self._data[head:]
-        _need(starts[-1] == len(self._data), "not the size of its rows")
+        _need(self._starts[-1] == len(self._data), "not the size of its rows")
 
     @property
     def held_bytes(self) -> int:
@@ -239,6 +246,12 @@ class BlockRows:
         except Exception as error:  # what torch, NumPy and Pillow say to numbers that make no sense
             raise ValueError(str(error)) from None
 
+    def taker(self) -> Callable[[int], Any]:
+        """As :meth:`value`, for many rows; what it raises is said by :meth:`value` in our words."""
+        if self._take is None:
+            self._take = self._taker()
+        return self._take if self.states is None and self._large is None else self._value
+
     def _value(self, row: int) -> Any:
         if self.states is not None and self.states[row]:
             return None if self.states[row] == 1 else ABSENT
@@ -256,7 +269,6 @@ class BlockRows:
         """The first value that is asked for: often it is the only one, and not worth more than itself."""
         data, column = self._data, self._column
         if self.form != Form.FIXED:
-            assert self._starts is not None
             return self._ragged_value(data[self._starts[place] : self._starts[place + 1]], place)
         size = fixed_row_bytes(column)
         row = data[place * size : (place + 1) * size]
@@ -268,8 +280,7 @@ class BlockRows:
         """A function from a place among the rows that have a value to the value: what can be done once a block is."""
         data, column = self._data, self._column
         if self.form != Form.FIXED:
-            bounds = [] if self._starts is None else self._starts.tolist()
-            return lambda place: self._ragged_value(data[bounds[place] : bounds[place + 1]], place)
+            return self._ragged_taker()
         size, shape = fixed_row_bytes(column), column.fixed_shape or ()
         if column.type in ("int", "float", "bool"):
             items: list[Any] = np.frombuffer(data, column.dtype).tolist()
@@ -280,6 +291,15 @@ class BlockRows:
             arrays = np.frombuffer(data, dtypes.array_dtype(column.dtype)).reshape(-1, *shape)
             return lambda place: arrays[place].copy()
         return lambda place: decode_array(column.type, column.dtype, shape, data[place * size : (place + 1) * size])
+
+    def _ragged_taker(self) -> Callable[[int], Any]:
+        bounds, view = self._starts, self._data.data
+        if self.form == Form.RAGGED and self._column.type == "bytes":
+            return lambda place: view[bounds[place] : bounds[place + 1]].tobytes()
+        if self.form == Form.RAGGED and self._column.type == "str":
+            return lambda place: str(view[bounds[place] : bounds[place + 1]], "utf-8")
+        data = self._data
+        return lambda place: self._ragged_value(data[bounds[place] : bounds[place + 1]], place)
 
     def _ragged_value(self, data: Any, place: int) -> Any:
         type_ = self._column.type

@@ -28,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from shardcache.errors import MissingShardError, ShardCacheError, StorageError, UsageError
 from shardcache.format import pages
 from shardcache.format.pages import KEY_BYTES, ShardSeal, Table, damaged
@@ -62,10 +64,10 @@ class _Descriptor:
         self._fd = os.dup(fd)
 
     def read(self, offset: int, size: int, name: str) -> memoryview:
-        data = pages.pread(self._fd, size, offset, name)
-        if len(data) != size:
-            raise damaged(name, f"ends after {offset + len(data)} bytes, must have {offset + size} or more")
-        return memoryview(data)
+        data = np.empty(size, np.uint8).data
+        if (done := pages.pread_into(self._fd, data, offset, name)) != size:
+            raise damaged(name, f"ends after {offset + done} bytes, must have {offset + size} or more")
+        return data
 
     def fill(self, offset: int, outs: Sequence[memoryview], name: str) -> None:
         """Read what begins at ``offset`` into ``outs``, one after the other."""
@@ -248,7 +250,7 @@ class ShardReader:
     """A lease on a shard, made by :meth:`ShardFile.lease`.
 
     What ``get`` returns with ``io="mmap"`` lies in the mapped file itself, which stays mapped as long as the view, or
-    anything made of it, lives. Copy what you keep.
+    anything made of it, lives. With ``io="pread"`` it is memory of its own.
     """
 
     __slots__ = ("_file", "_opened")

@@ -7,7 +7,8 @@ delivered, the lowest free one first: memory that is never needed is never touch
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ _WORDS = tuple(np.dtype(word) for word in ("u8", "u4", "u2", "u1"))
 _NOTHING = np.empty(0, np.int64)
 
 Values = dict[int, list[Any]]
+Taker = Callable[[int], Any]
 
 
 class Arena:
@@ -48,6 +50,7 @@ class Arena:
         self._free = list(range(slots))
         self._slot_of: OrderedDict[int, int] = OrderedDict()  # visit -> slot, the oldest first
         self._columns: list[dict[int, BlockRows]] = [{}] * slots
+        self._takers: dict[int, list[Taker]] = {position: [_absent] * slots for position in self._others}
         self._unreadable: set[int] = set()  # slots
 
     def take(self, rows: Rows, outs: Sequence[torch.Tensor]) -> Values:
@@ -103,7 +106,7 @@ class Arena:
         if not self._keep:
             for visit in rows.visit[rows.last].tolist():
                 slot = self._slot_of.pop(visit)
-                self._columns[slot] = {}
+                self._hold(slot, {})
                 heapq.heappush(self._free, slot)
 
     def _fill(self, visit: int, block: int) -> int:
@@ -118,14 +121,20 @@ class Arena:
         into = {position: fixed.memory(slot, count) for position, fixed in self._fixed.items()}
         self._watch.turn_to(block)
         try:
-            self._columns[slot] = self._blocks.read(block, self._others, into)
+            self._hold(slot, self._blocks.read(block, self._others, into))
             self._unreadable.discard(slot)
         except DamagedError as error:
             self._watch.lose(block, count, error)
-            self._columns[slot] = {}
+            self._hold(slot, {})
             self._unreadable.add(slot)
         self._slot_of[visit] = slot
         return slot
+
+    def _hold(self, slot: int, columns: dict[int, BlockRows]) -> None:
+        self._columns[slot] = columns
+        for position, takers in self._takers.items():
+            rows = columns.get(position)
+            takers[slot] = _absent if rows is None else rows.taker()
 
     def _grow(self) -> int:
         """More blocks at once than the plan's bound says (many short ones): a few slots more, rather than no batch."""
@@ -133,24 +142,24 @@ class Arena:
         for fixed in self._fixed.values():
             fixed.grow(self._slots + more)
         self._columns += [{}] * more
+        for takers in self._takers.values():
+            takers += [_absent] * more
         self._free = list(range(slot + 1, slot + more))
         self._slots += more
         return slot
 
     def _values(self, position: int, places: Integers, rows: Rows, start: int, lost: set[int]) -> list[Any]:
         """The values of a column at ``places``, where ``rows`` lie, the first of which is number ``start``."""
-        slots, blocks = (places // self._rows_per_block).tolist(), rows.block.tolist()
-        wanted = list(zip(slots, blocks, rows.offset.tolist(), strict=True))
-        try:
-            return [self._blocks.value(self._columns[slot], block, position, offset) for slot, block, offset in wanted]
-        except DamagedError:
-            if not self._watch.skips:
-                raise
-        values: list[Any] = []
+        slots, takers, values = (places // self._rows_per_block).tolist(), self._takers[position], list[Any]()
+        with suppress(Exception):  # which is said below, with the place of the row
+            return [takers[slot](offset) for slot, offset in zip(slots, rows.offset.tolist(), strict=True)]
+        wanted = zip(slots, rows.block.tolist(), rows.offset.tolist(), strict=True)
         for row, (slot, block, offset) in enumerate(wanted, start):
             try:
                 values.append(self._blocks.value(self._columns[slot], block, position, offset))
             except DamagedError as error:  # a value of its own in a sound block
+                if not self._watch.skips:
+                    raise
                 self._watch.lose(block, 1, error)
                 values.append(ABSENT)
                 lost.add(row)
@@ -202,6 +211,10 @@ def _other_columns(fields: Sequence[Field]) -> list[int]:
 def bytes_of(out: torch.Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """The memory of a batch: a row of bytes for each of its rows."""
     return out.view(-1).view(torch.uint8).numpy().reshape(len(out), out.nbytes // max(1, len(out)))
+
+
+def _absent(row: int) -> Any:  # noqa: ARG001
+    return ABSENT
 
 
 class _Fixed:

@@ -11,7 +11,7 @@ from shardcache.errors import UsageError
 from shardcache.format import block, mounts, nested, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
-from shardcache.format.leases import OpenShard, ShardFile, ShardReader
+from shardcache.format.leases import MAX_OPEN, OpenShard, ShardFile, ShardReader
 from shardcache.format.manifest import Manifest
 from shardcache.format.schema import ABSENT
 from shardcache.read.hold import Hold
@@ -48,21 +48,23 @@ class Blocks:
         hold: Hold | None = None,
     ) -> None:
         self.manifest, self._hold = manifest, hold
-        self._directory, self.io = directory, io
+        self._directory = directory
+        self.read_by(io)
         self._cache_id = bytes.fromhex(manifest.cache_id)
         self._decode = nested.decoder(types)
         self._indices: dict[int, bytes] = {}  # of a shard: a form for each (block, column)
-        self._files: dict[int, ShardFile] = {}
 
     def read_by(self, io: str) -> None:
         """Read by ``io`` from now on."""
         self.io = io
-        self._files.clear()
+        self._files: dict[int, ShardFile] = {}
+        # What is not compressed stays where it was read: in memory of its own, or in the map, which keeps a file open.
+        self._borrow = io != "mmap" or len(self.manifest.shards) <= MAX_OPEN
 
     def open(self, number: int, positions: Iterable[int]) -> OpenBlock:
-        """The columns of block ``number`` for as long as its file is the same; what can stay in a map stays there."""
+        """The columns of block ``number`` for as long as its file is the same."""
         with self._lease(number // self.manifest.blocks_per_shard) as reader:
-            columns = self.read(number, positions, borrow=self.io == "mmap")
+            columns = self.read(number, positions)
             return OpenBlock(columns, self._files[number // self.manifest.blocks_per_shard], reader.opened)
 
     def read(
@@ -70,13 +72,11 @@ class Blocks:
         number: int,
         positions: Iterable[int],
         into: Mapping[int, memoryview] = MappingProxyType({}),
-        *,
-        borrow: bool = False,
     ) -> dict[int, BlockRows]:
         """The columns at ``positions`` of block ``number``; one that has no value there is left out.
 
-        The fixed columns in ``into`` are decoded straight into the memory that is given for them. With ``borrow`` what
-        is not compressed stays where it is: for values that are taken at once, since the file may change.
+        The fixed columns in ``into`` are decoded straight into the memory that is given for them. Of the others,
+        what is not compressed may stay in the map of its shard.
         """
         at, local = divmod(number, self.manifest.blocks_per_shard)
         found = {}
@@ -90,7 +90,7 @@ class Blocks:
                 block.open_into(reader.find(place.key), memory, place)
             for position in positions:
                 if forms[position] != NO_VALUE:
-                    found[position] = self._rows(reader, number, position, forms[position], borrow)
+                    found[position] = self._rows(reader, number, position, forms[position])
         return found
 
     def _lease(self, at: int) -> ShardReader:
@@ -104,9 +104,9 @@ class Blocks:
         key = block.value_key(local, position, row)
         return Place(self._cache_id, at, key, self.manifest.columns[position].name)
 
-    def _rows(self, reader: ShardReader, number: int, position: int, form: int, borrow: bool) -> BlockRows:
+    def _rows(self, reader: ShardReader, number: int, position: int, form: int) -> BlockRows:
         place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
-        body = block.open_body(reader.get(place.key), place, self._most(position), borrow=borrow)
+        body = block.open_body(reader.get(place.key), place, self._most(position), borrow=self._borrow)
         rows = self.manifest.block_rows(number)
         try:
             return BlockRows(
@@ -125,7 +125,7 @@ class Blocks:
         at, local = divmod(number, self.manifest.blocks_per_shard)
         place = self._place(at, local, position, row)
         with self._lease(at) as reader:
-            return block.open_body(reader.get(place.key), place, self._most(position))
+            return block.open_body(reader.get(place.key), place, self._most(position), borrow=True)  # for one value
 
     def _most(self, position: int) -> int:
         """What a body of this column can be at most: a frame may say that it holds 2^15 times its length."""

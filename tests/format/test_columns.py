@@ -40,6 +40,8 @@ def told(value: Any) -> Any:
 def assert_same(column: Column, values: list[Any], form: int | None = None) -> None:
     rows = rows_of(column, values, form)
     assert [told(rows.value(row)) for row in range(len(values))] == [told(value) for value in values]
+    taken = map(rows_of(column, values).taker(), range(len(values)))
+    assert [told(value) for value in taken] == [told(value) for value in values]
 
 
 def column_of(values: list[Any]) -> Column:

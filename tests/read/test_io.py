@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import shardcache
 from shardcache import Cache, CachedDataset, DamagedError, DamagedShardError, UsageError
 from shardcache.format import leases, mounts, spec
+from shardcache.read import blocks
 from tests.read.sources import SOURCES, numbers
 
 CacheOf = Callable[..., Cache]
@@ -125,18 +127,41 @@ def test_a_truncated_file_ends_no_process(copied: Path):
 def test_what_the_system_refuses_is_an_error_that_names_the_shard(copied: Path, monkeypatch):
     cache = shardcache.open(copied, io="pread")
     cache[0]
-    real = os.pread
+    real, real_into = os.pread, os.preadv
     for code in (errno.EIO, errno.ESTALE):
 
-        def refuse(*args: int, code: int = code) -> bytes:
+        def refuse(*args: Any, code: int = code) -> Any:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "pread", refuse)
+        monkeypatch.setattr(os, "preadv", refuse)
         with pytest.raises(DamagedError, match=rf"shard 0000\d: cannot be read at byte \d+: {os.strerror(code)}"):
             cache[list(range(1, len(cache)))]
     monkeypatch.setattr(os, "pread", lambda fd, count, offset: real(fd, max(1, count // 3), offset))
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, out, offset: real_into(fd, [out[0][: max(1, len(out[0]) // 3)]], offset)
+    )
     leases.close_all()
     assert repr(cache[7]) == repr(SOURCES["images"][7])  # a short read is gone on with
+
+
+def test_blocks_in_the_buffer_keep_no_more_files_open_than_there_may_be(tmp_path: Path, monkeypatch):
+    """What lies in the map of a shard keeps its file open: of a cache of more shards it is copied."""
+    texts = [str(number) * 100 for number in range(400)]
+    monkeypatch.setattr(spec, "MIN_SHARD_BYTES", 512)
+    built = shardcache.build(texts, tmp_path / "cache", codec="none", block_bytes=512, num_workers=0, progress=False)
+    shards = len(built.manifest.shards)
+    monkeypatch.setattr(leases, "MAX_OPEN", 4)
+    for most in (4, shards):
+        monkeypatch.setattr(blocks, "MAX_OPEN", most)
+        batches = iter(CachedDataset(built.path, batch_size=100, shuffle=True))
+        assert len(next(batches)) == 100
+        links = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        is_bounded = sum(link.endswith(".lmdb") for link in links) <= 4
+        assert is_bounded == (most == 4)
+        del batches
+        leases.close_all()
+        gc.collect()
 
 
 def test_descriptors_are_bounded_and_closed(copied: Path):
