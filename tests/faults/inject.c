@@ -72,6 +72,18 @@ AT(pread64, void *, "pread")
 AT(pwrite, const void *, "pwrite")
 AT(pwrite64, const void *, "pwrite")
 
+/* short: half of the first part */
+#define PREADV2(name) \
+    ssize_t name(int fd, const struct iovec *data, int count, off_t at, int flags) { \
+        REAL(ssize_t, name, int, const struct iovec *, int, off_t, int); \
+        struct iovec half = {data->iov_base, (data->iov_len + 1) / 2}; \
+        int what = is_on && is_ours(fd) ? strike("preadv") : 0; \
+        if (what == 1) return -1; \
+        return what == 2 ? real(fd, &half, 1, at, flags) : real(fd, data, count, at, flags); \
+    }
+PREADV2(preadv2)
+PREADV2(preadv64v2)
+
 #define FAIL(label, ours, failed, call) \
     if (is_on && (ours) && strike(label) == 1) return failed; \
     return call;
