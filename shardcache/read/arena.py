@@ -29,6 +29,7 @@ _NOTHING = np.empty(0, np.int64)
 
 Values = dict[int, list[Any]]
 Taker = Callable[[int], Any]
+Out = torch.Tensor | list[torch.Tensor]  # where the rows of a fixed column go: one tensor for all, or each its own
 
 
 class Arena:
@@ -53,8 +54,8 @@ class Arena:
         self._takers: dict[int, list[Taker]] = {position: [_absent] * slots for position in self._others}
         self._unreadable: set[int] = set()  # slots
 
-    def take(self, rows: Rows, outs: Sequence[torch.Tensor]) -> Values:
-        """Fill ``outs``, a tensor for each fixed field in their order, with ``rows``.
+    def take(self, rows: Rows, outs: Sequence[Out]) -> Values:
+        """Fill ``outs``, of each fixed field in their order, with ``rows``.
 
         Returns the values of the columns of all other fields: by position, one a row, ABSENT where there is none.
         ``lost`` is then the rows that could not be read; without a watch that skips them there are none.
@@ -175,10 +176,10 @@ class Straight:
         self._fixed = [field.position for field in fields if field.batch == TENSOR]
         self._others = _other_columns(fields)
 
-    def take(self, rows: Rows, outs: Sequence[torch.Tensor]) -> Values:
+    def take(self, rows: Rows, outs: Sequence[Out]) -> Values:
         """As :meth:`Arena.take` does."""
         values: Values = {position: [] for position in self._others}
-        memories, lost = [bytes_of(out) for out in outs], []
+        memories, lost = [rows_of(out) for out in outs], []
         for row, block in enumerate(rows.block.tolist()):
             into = {position: memory[row].data for position, memory in zip(self._fixed, memories, strict=True)}
             self._watch.turn_to(block)
@@ -217,6 +218,11 @@ def _absent(row: int) -> Any:  # noqa: ARG001
     return ABSENT
 
 
+def rows_of(out: Out) -> "Sequence[np.ndarray[Any, np.dtype[np.uint8]]]":
+    """The memory of each row."""
+    return [bytes_of(row.unsqueeze(0))[0] for row in out] if isinstance(out, list) else list(bytes_of(out))
+
+
 class _Fixed:
     """The rows of one fixed column, in one array of machine words that any dtype can be gathered through."""
 
@@ -246,9 +252,12 @@ class _Fixed:
         start = slot * self._rows * self._row_bytes
         return self._bytes.data[start : start + count * self._row_bytes]
 
-    def gather(self, places: Integers, out: torch.Tensor) -> None:
+    def gather(self, places: Integers, out: Out) -> None:
         """The rows at ``places`` into ``out``."""
-        if self._row_bytes and len(places):
+        if isinstance(out, list):
+            for place, row in zip(places.tolist(), rows_of(out), strict=True):
+                np.copyto(row.view(self._word), self._table[place])
+        elif self._row_bytes and len(places):
             # "clip" because "raise" would go through a copy; the places are ours. Not torch's index_select: it would
             # start a team of threads for each thread that calls it.
             np.take(self._table, places, axis=0, out=bytes_of(out).view(self._word), mode="clip")

@@ -134,6 +134,14 @@ def rows_of(field: Field, out: torch.Tensor) -> list[Any]:
     return [array[number, ...].copy() for number in range(len(array))]
 
 
+def apart(field: Field, rows: list[torch.Tensor]) -> list[Any]:
+    """Tensors, each of which lies in memory of its own, as they went in."""
+    if field.type == "tensor":
+        return rows
+    dtype = dtypes.array_dtype(field.dtype)
+    return [row.view(-1).view(torch.uint8).numpy().view(dtype).reshape(row.shape) for row in rows]
+
+
 def list_column(field: Field, values: list[Any], policies: Policies) -> Any:
     """The batch of a field that is no tensor: padded where that was asked for, else a list."""
     policy = policies.of(field.name, varies=field.batch == RAGGED)

@@ -1,6 +1,7 @@
 """One epoch in one worker: rows of the plan -> blocks in the arena -> values -> transforms -> batches or samples."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import chain, islice
@@ -11,7 +12,7 @@ import torch
 from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT
 from shardcache.read import collate, heap, transforms
-from shardcache.read.arena import Values, buffer_for
+from shardcache.read.arena import Out, Values, buffer_for
 from shardcache.read.collate import Meta
 from shardcache.read.fields import LIST, RAGGED, TENSOR, Assembler, Field
 from shardcache.read.geometry import Flags
@@ -22,6 +23,8 @@ from shardcache.read.strand import Rows
 from shardcache.read.transforms import Transform
 from shardcache.read.transport import transport
 from shardcache.read.watch import Watch
+
+_LARGE_ROW_BYTES = 16 << 10
 
 
 class Draft(NamedTuple):
@@ -52,7 +55,7 @@ class Pipeline:
         self._buffer = buffer_for(blocks, recipe.fields, slots, keep=keep, watch=watch)
         self._stand_ins = StandIns(blocks, recipe.cache.geometry, recipe.fields, watch)
         self._joiners = {f.position: self._assembler.field_joiner(f) for f in recipe.fields if len(f.positions) > 1}
-        self._transport = transport(recipe.transport)
+        self._transport = transport(recipe.transport, recipe.memory)
         heap.keep_room(recipe.bytes_at_once)
         self._guard: Callable[[], Any] = transforms.global_generators_kept if recipe.draws else nullcontext
 
@@ -87,6 +90,8 @@ class Pipeline:
             out = outs.get(field.position)
             if out is None:
                 columns[field.position] = self._joined(field, values)
+            elif isinstance(out, list):
+                columns[field.position] = collate.apart(field, out)
             elif field.position in self._as_tensor:
                 columns[field.position] = collate.native(field, out)
             else:
@@ -95,16 +100,22 @@ class Pipeline:
                 columns[field.position] = self._recipe.decoders[field.name].all(columns[field.position], sources)
         return Draft(steps, sources, rows.valid, columns)
 
-    def _outs(self, rows: int) -> dict[int, torch.Tensor]:
-        """A tensor to fill for each fixed field: where batches are made, or in ordinary memory if it is taken apart."""
+    def _outs(self, rows: int) -> dict[int, Out]:
+        """What to fill for each fixed field: a tensor where batches are made, or ordinary memory if it is taken apart.
+
+        Rows that are large are not gathered before they are taken apart: each goes straight into memory of its own.
+        """
         shapes = {f.position: (collate.torch_dtype(f), (rows, *f.fixed_shape)) for f in self._gathered}
         yielded = self._transport.batch([shapes[position] for position in self._as_tensor])
-        outs = {
-            position: torch.empty(shape, dtype=dtype)
-            for position, (dtype, shape) in shapes.items()
-            if position not in self._as_tensor
-        }
-        return outs | dict(zip(self._as_tensor, yielded, strict=True))
+        outs: dict[int, Out] = dict(zip(self._as_tensor, yielded, strict=True))
+        for field in self._gathered:
+            if field.position not in outs:
+                dtype, shape = shapes[field.position]
+                if field.type in ("tensor", "array") and math.prod(shape[1:]) * dtype.itemsize >= _LARGE_ROW_BYTES:
+                    outs[field.position] = self._transport.each(rows, dtype, shape[1:])
+                else:
+                    outs[field.position] = torch.empty(shape, dtype=dtype)
+        return outs
 
     def _joined(self, field: Field, values: Values) -> list[Any]:
         """The values of a field, one a row."""

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from shardcache.read.cache import Cache
 from shardcache.read.collate import Policies
 from shardcache.read.decode import Decoder
 from shardcache.read.fields import RAGGED, Field
+from shardcache.read.pool import Pool
 from shardcache.read.settings import row_bytes
 from shardcache.read.transforms import Transform
 
@@ -36,6 +37,7 @@ class Recipe:
     collate_fn: Callable[[list[Any]], Any] | None
     with_meta: bool
     transport: str
+    memory: Pool = field(default_factory=Pool)  # of batches that are used where they are made
 
     @property
     def makes_samples(self) -> bool:

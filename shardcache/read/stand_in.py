@@ -15,7 +15,7 @@ import torch
 from shardcache.errors import DamagedError
 from shardcache.format.permutation import Integers
 from shardcache.format.schema import ABSENT
-from shardcache.read.arena import Values, buffer_for, bytes_of
+from shardcache.read.arena import Out, Values, buffer_for, rows_of
 from shardcache.read.blocks import Blocks
 from shardcache.read.fields import Field
 from shardcache.read.geometry import Geometry
@@ -28,9 +28,9 @@ class StandIns:
 
     def __init__(self, blocks: Blocks, geometry: Geometry, fields: Sequence[Field], watch: Watch) -> None:
         self._blocks, self._geometry, self._fields, self._watch = blocks, geometry, fields, watch
-        self._spare: tuple[Rows, list[torch.Tensor], Values] | None = None
+        self._spare: tuple[Rows, Sequence[Out], Values] | None = None
 
-    def fill(self, rows: Rows, outs: Sequence[torch.Tensor], values: Values, lost: Integers) -> Rows:
+    def fill(self, rows: Rows, outs: Sequence[Out], values: Values, lost: Integers) -> Rows:
         """Put others into the places of the rows at ``lost``; the rows that are there now, ``valid`` where meant."""
         self._watch.count(int(rows.valid[lost].sum()))
         there = np.setdiff1d(np.arange(len(rows.block)), lost)
@@ -41,7 +41,9 @@ class StandIns:
             donors, from_outs, from_values = self._first_readable(outs)
             chosen = np.zeros(len(lost), np.int64)
         for out, donor in zip(outs, from_outs, strict=True):
-            bytes_of(out)[lost] = bytes_of(donor)[chosen]
+            targets, sources = rows_of(out), rows_of(donor)
+            for place, at in zip(lost.tolist(), chosen.tolist(), strict=True):
+                targets[place][:] = sources[at]
         for position, column in values.items():
             for place, at in zip(lost.tolist(), chosen.tolist(), strict=True):
                 value = from_values[position][at]
@@ -50,11 +52,11 @@ class StandIns:
         block[lost], offset[lost], valid[lost] = donors.block[chosen], donors.offset[chosen], False
         return rows._replace(block=block, offset=offset, valid=valid)
 
-    def _first_readable(self, like: Sequence[torch.Tensor]) -> tuple[Rows, list[torch.Tensor], Values]:
+    def _first_readable(self, like: Sequence[Out]) -> tuple[Rows, Sequence[Out], Values]:
         """The first row of the first block whose first row can be read, with its values."""
         if self._spare is None:
             buffer = buffer_for(self._blocks, self._fields, 1, keep=True, watch=self._watch)
-            outs = [torch.empty((1, *out.shape[1:]), dtype=out.dtype) for out in like]
+            outs: list[Out] = [[torch.empty_like(out[0])] for out in like]
             true = np.ones(1, np.bool_)
             for number in range(self._geometry.blocks):
                 visit = np.array([number])

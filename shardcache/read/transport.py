@@ -46,7 +46,7 @@ from torch.utils.data import get_worker_info
 
 from shardcache.errors import UsageError
 from shardcache.read import loans, messages
-from shardcache.read.ring import Ring, Rings, align
+from shardcache.read.ring import LEAST_BYTES, Ring, Rings, align
 
 __all__ = ["RingTransport", "Shapes", "TorchTransport", "Transport", "transport"]
 
@@ -65,6 +65,9 @@ class Transport(Protocol):
         `shapes` has one (dtype, shape) a tensor.
         """
 
+    def each(self, count: int, dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
+        """As many tensors to fill and to yield by themselves: one that is kept holds no other's memory."""
+
     def rows(self, flat: Tensor, offsets: Offsets, shapes: Sequence[tuple[int, ...]] | None = None) -> list[Tensor]:
         """Consecutive views of a one-dimensional tensor: row i is ``flat[offsets[i]:offsets[i + 1]]``.
 
@@ -78,6 +81,10 @@ class TorchTransport:
     def batch(self, shapes: Shapes) -> list[Tensor]:
         """See `Transport.batch`."""
         return [torch.empty(shape, dtype=dtype, device="cpu") for dtype, shape in shapes]
+
+    def each(self, count: int, dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
+        """See `Transport.each`."""
+        return [torch.empty(shape, dtype=dtype, device="cpu") for _ in range(count)]
 
     def rows(self, flat: Tensor, offsets: Offsets, shapes: Sequence[tuple[int, ...]] | None = None) -> list[Tensor]:
         """See `Transport.rows`."""
@@ -106,7 +113,13 @@ class RingTransport:
         taken = self._rings.take(need) if need else None
         if taken is None:
             return TorchTransport().batch(shapes)
-        return [_over(taken[1], place, dtype, shape) for place, (dtype, shape) in zip(places, shapes, strict=True)]
+        return [over(taken[1], place, dtype, shape) for place, (dtype, shape) in zip(places, shapes, strict=True)]
+
+    def each(self, count: int, dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
+        """See `Transport.each`. Small ones are copied into the ring together, when they are sent."""
+        if math.prod(shape) * dtype.itemsize < LEAST_BYTES:
+            return TorchTransport().each(count, dtype, shape)
+        return [tensor for _ in range(count) for tensor in self.batch([(dtype, shape)])]
 
     def rows(self, flat: Tensor, offsets: Offsets, shapes: Sequence[tuple[int, ...]] | None = None) -> list[Tensor]:
         """See `Transport.rows`. Thousands of rows travel as one tensor and its offsets."""
@@ -115,12 +128,17 @@ class RingTransport:
         return rows
 
 
-def transport(kind: str) -> Transport:
-    """The transport for this process: "auto" is the ring where it can be (in a worker, on Linux), "torch" never is."""
+def transport(kind: str, here: Transport | None = None) -> Transport:
+    """The transport for this process: "auto" is the ring where it can be (in a worker, on Linux), "torch" never is.
+
+    `here` is it, in place of the ordinary one, where batches are used in the process that makes them.
+    """
     if kind not in ("auto", "torch"):
         raise UsageError(f"transport must be 'auto' or 'torch', not {kind!r}")
-    if kind == "torch" or get_worker_info() is None:
+    if kind == "torch":
         return TorchTransport()
+    if get_worker_info() is None:
+        return here or TorchTransport()
     global _of_this_process
     if _of_this_process is None or _of_this_process[0] != os.getpid():
         queues = _queues_to_consumer()
@@ -149,7 +167,8 @@ def _is_possible() -> bool:
         return False
 
 
-def _over(memory: memoryview, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def over(memory: memoryview, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor that lies in `memory` and holds that very object."""
     count = math.prod(shape)
     if not count:
         return torch.empty(shape, dtype=dtype, device="cpu")
