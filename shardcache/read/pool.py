@@ -1,9 +1,9 @@
 """Where batches are made in the process that uses them: in memory that earlier batches lay in.
 
-Fresh memory of megabytes is mapped and cleared page by page when it is first written to, and unmapped when it is given
-back: that can cost several times what is then copied into it. So large tensors lie in pieces that are kept, and used
-again when no tensor lies in them any more (a weak reference to what torch holds says so). A consumer may keep every
-batch: then it is ordinary memory.
+Fresh memory is cleared page by page when it is first written to: that takes several times as long as what is then
+copied into it. What is less than 32 MiB the allocator gives out again (``heap.py`` sees to it); what is more goes back
+to the system at once. So large tensors lie in pieces that are kept here, and used again when no tensor lies in them
+any more (a weak reference to what torch holds says so). A consumer may keep every batch: then it is ordinary memory.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 from shardcache.read.ring import align
 from shardcache.read.transport import Shapes, TorchTransport, over
 
-LEAST_BYTES = 1 << 20  # for less, the allocator has memory that was used before
+LEAST_BYTES = 16 << 20
 MOST_PIECES = 64
 KEPT_FOR = 64  # tensors that are made without a piece: then it is given back
 
@@ -40,7 +40,7 @@ class _Piece:
 
 
 class Pool(TorchTransport):
-    """Ordinary tensors for this process. Those of a megabyte or more cannot grow in place (`resize_` raises)."""
+    """Ordinary tensors for this process. Those of 16 MiB or more cannot grow in place (`resize_` raises)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

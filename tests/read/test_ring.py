@@ -48,6 +48,18 @@ def resident(ring: Ring) -> int:
     return os.fstat(ring.fd).st_blocks * 512
 
 
+def test_large_tensors_that_are_yielded_one_by_one_have_a_region_each() -> None:
+    source = RingTransport(slots=4)
+    assert len(source.each(2, torch.uint8, (1000,))) == 2
+    assert not source._rings._rings
+    first, second = source.each(2, torch.int32, (3, 1 << 20))
+    assert [region.end - region.start for region in ring_of(source).regions] == [12 << 20] * 2
+    del first
+    assert len(source.each(1, torch.int32, (3, 1 << 20))) == 1
+    assert [region.is_free() for region in ring_of(source).regions] == [True, False]
+    assert second.fill_(5).sum() == 15 << 20
+
+
 @given(Steps)
 def test_memory_in_use_is_never_given_out_again(steps: list[tuple[str, int]]) -> None:
     """Tensors are made, sent, forgotten by the sender and dropped by the receiver in any order."""
