@@ -65,8 +65,7 @@ class _Descriptor:
 
     def read(self, offset: int, size: int, name: str) -> memoryview:
         data = np.empty(size, np.uint8).data
-        if (done := pages.pread_into(self._fd, data, offset, name)) != size:
-            raise damaged(name, f"ends after {offset + done} bytes, must have {offset + size} or more")
+        pages.preadv(self._fd, [data], offset, name)
         return data
 
     def fill(self, offset: int, outs: Sequence[memoryview], name: str) -> None:

@@ -304,17 +304,6 @@ def _records(data: NDArray[np.uint8], dtype: "np.dtype[Any]") -> NDArray[Any]:
     return np.ndarray((len(data) - dtype.itemsize) // 2 + 1, dtype, data.data, strides=(2,))
 
 
-def pread_into(fd: int, out: memoryview, offset: int, name: str) -> int:
-    """Fill ``out`` from a shard; how many bytes, fewer only at the end of the file. What cannot be read is damage."""
-    done = 0
-    try:
-        while done < len(out) and (more := os.preadv(fd, [out[done:]], offset + done)):
-            done += more
-    except OSError as error:
-        raise damaged(name, f"cannot be read at byte {offset + done}: {error.strerror}") from error
-    return done
-
-
 def pread(fd: int, count: int, offset: int, name: str) -> bytes:
     """Up to ``count`` bytes of a shard, fewer only at the end of the file; what cannot be read is damage."""
     try:

@@ -40,13 +40,17 @@ import os
 import select
 import threading
 import weakref
+from array import array
+from itertools import accumulate, pairwise
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shardcache.errors import ShardCacheError
+from shardcache.read import heap
 
 NAME_BYTES = 16
 CLOSED = 16
@@ -134,11 +138,23 @@ def empty(dtype: str, shape: tuple[int, ...]) -> Tensor:
 
 def split(
     memory: Buffer, offset: int, dtype: str, kind: str, sizes: bytes, shapes: list[tuple[int, ...]] | None
-) -> tuple[Tensor, ...]:
+) -> list[Tensor]:
     """Rows that lie one after the other; their sizes in elements, an array of the numpy dtype `kind`."""
     counts: list[int] = np.frombuffer(sizes, kind).tolist()
     parts = cut(tensor(memory, offset, dtype, (sum(counts),)), counts)
-    return tuple(parts if shapes is None else map(Tensor.resize_, parts, shapes))
+    return parts if shapes is None else list(map(Tensor.resize_, parts, shapes))
+
+
+def objects(memory: Buffer, offset: int, is_text: bool, sizes: bytes) -> list[Any]:
+    """Bytes or texts that lie one after the other, each copied out; their sizes are int64, -1 for None."""
+    counts, view = array("q", sizes), memoryview(memory)
+    ends = list(accumulate([max(0, count) for count in counts], initial=offset))
+    heap.keep_room(ends[-1] - offset)
+    if is_text:
+        found: list[Any] = [str(view[start:end], "utf-8", "surrogatepass") for start, end in pairwise(ends)]
+    else:
+        found = [view[start:end].tobytes() for start, end in pairwise(ends)]
+    return [None if count < 0 else value for value, count in zip(found, counts, strict=True)] if -1 in counts else found
 
 
 def cut(flat: Tensor, sizes: list[int]) -> list[Tensor]:

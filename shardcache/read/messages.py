@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._utils import ExceptionWrapper
 
 from shardcache.read import loans
+from shardcache.read.parcels import Buffers, Tensors, with_parcels
 from shardcache.read.ring import Region, Rings, Rows, align
 
 PIPE_BYTES = 1024  # a tensor that is not in the ring and smaller than this goes through the pipe
@@ -50,7 +51,7 @@ def pack(rings: Rings, content: object) -> bytes:
     file = io.BytesIO()
     pickler = (_RowsPickler if rings.have_rows else _Pickler)(file, rings)
     try:
-        pickler.dump(content)
+        pickler.dump(with_parcels(content, rings, {}))
         return file.getvalue()
     except Exception:
         pickler.withdraw()
@@ -101,6 +102,8 @@ class _Pickler(ForkingPickler):
             return self._region(thing)
         if kind is Rows:
             return loans.split, (thing.region, thing.offset, _NAMES[thing.dtype], *thing.packed())
+        if kind is Buffers or kind is Tensors:
+            return self._parcel(thing)
         return NotImplemented
 
     def _tensor(self, tensor: Tensor) -> Any:
@@ -138,6 +141,17 @@ class _Pickler(ForkingPickler):
         torch.frombuffer(memory, dtype=flat.dtype, count=count, offset=offset).copy_(flat)
         return loans.tensor, (region, offset, name, shape, strides)
 
+    def _parcel(self, parcel: Buffers | Tensors) -> Any:
+        """A list whose items lie elsewhere."""
+        place = self._place(parcel.nbytes)
+        if place is None:
+            return NotImplemented
+        region, memory, offset = place
+        parcel.write(memory[offset : offset + parcel.nbytes])
+        if isinstance(parcel, Tensors):
+            return loans.split, (region, offset, _NAMES[parcel.dtype], *parcel.packed())
+        return loans.objects, (region, offset, parcel.is_text, parcel.sizes())
+
     def _place(self, nbytes: int) -> tuple[Region, memoryview, int] | None:
         """Memory for a copy. A message takes few regions, each as large as those before it, however many its copies."""
         if not self._copies or self._used + nbytes > len(self._copies[-1][1]):
@@ -171,6 +185,6 @@ class _RowsPickler(_Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, pid: tuple[Tensor, ...]) -> list[Tensor]:
+    def persistent_load(self, pid: list[Tensor]) -> list[Tensor]:
         """A list that was sent as the rows in it."""
-        return list(pid)
+        return pid

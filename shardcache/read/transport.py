@@ -10,8 +10,9 @@ Who pickles
     worker's queue, whose `put` is wrapped (on this one object): its messages are pickled by ``_Pickler``, which
     looks at where a tensor's data really lies, not at which object it is. A view or a slice of a batch therefore
     travels through the ring as well; ``copy.deepcopy``, ``pickle.dumps`` and other queues never learn of it.
-    Other tensors in a message are copied into the ring: the results of transforms profit too. Only what
-    asks for more (shared memory of the user's, gradients, subclasses, other devices) travels torch's way.
+    Other tensors in a message are copied into the ring: the results of transforms profit too. Lists of bytes and texts
+    lie there on their way, and are made again where they arrive (``parcels.py``). Only what asks for more (shared
+    memory of the user's, gradients, subclasses, other devices) travels torch's way.
 
 When memory is used again
     A region of the ring is free when no tensor of this process lies in it (a weak reference to the memory that torch
