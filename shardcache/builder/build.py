@@ -136,7 +136,6 @@ def build(
             staging.note(provenance(recipe.factory, began))
         work = Work(recipe, plan, staging.directory)
         for record in _records(engine, work, source, shards, records, said):
-            staging.keep(record)
             records[record.number] = record
         if mine is not None:
             return None

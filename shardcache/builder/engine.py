@@ -55,7 +55,7 @@ class Engine(msgspec.Struct, frozen=True):
     def build(
         self, work: Work, source: Source, shards: Iterable[int], report: Callable[[Report], None]
     ) -> Iterator[ShardRecord]:
-        """Build ``shards``, in whatever order they are done. ``source`` is that of this process."""
+        """Build ``shards`` and keep them, in whatever order they are done. ``source`` is that of this process."""
         if self.executor is not None:
             yield from build_in_executor(self.executor, work, source, list(shards), report, self.num_workers)
         elif self.num_workers:
@@ -64,4 +64,6 @@ class Engine(msgspec.Struct, frozen=True):
             yield from pool.build(list(shards), report)
         else:
             for number in shards:
-                yield build_shard(source, work.plan, number, work.directory, report)
+                record = build_shard(source, work.plan, number, work.directory, report)
+                work.keep(record)
+                yield record

@@ -91,6 +91,7 @@ def build_in_executor(
             for future in sorted(done, key=_has_failed):
                 record, told = _result(future, running.pop(future))
                 report(told)
+                work.keep(record)
                 yield record
     finally:
         for future in running:

@@ -1,5 +1,8 @@
 """Worker processes that build whole shards: no sample crosses a process boundary.
 
+When all rows of a shard are in its file, the worker goes on with the next shard. Meanwhile a thread of it flushes the
+file, hashes it and keeps its record: that is mostly waiting for the disk.
+
 A worker says in a few bytes of shared memory which sample it is reading, and since when. So the parent can end one that
 hangs in a sample, and name the sample that a worker died of.
 """
@@ -10,16 +13,20 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from shardcache.builder.shards import Report, ShardRecord, build_shard
+import msgspec
+
+from shardcache.builder.shards import Report, ShardRecord, WrittenShard, write_shard
 from shardcache.builder.source import Source
 from shardcache.builder.work import Work, sendable
 from shardcache.errors import BuildError, SampleError, UsageError, WorkerDiedError
@@ -28,6 +35,14 @@ _MAX_ATTEMPTS = 3
 _PATIENCE_S = 5  # with a worker that was asked to end
 _TICK_S = 1.0  # between two looks at the workers, where nothing is heard of them
 _DEAD = object()
+_HEAP_BYTES = 64 << 20  # that a worker keeps: memory that is given back is zeroed by the system when it is used again
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+class Written(msgspec.Struct, frozen=True):
+    """The rows of a shard are in its file; what is left to do needs the worker's process no more than its life."""
+
+    number: int
 
 
 class _Now(ctypes.Structure):
@@ -53,10 +68,11 @@ class _Watched(Source):
 
 
 class _Worker:
-    """A worker process, the shard that it is at, and how many it has done."""
+    """A worker process, the shard that it is at, those that its thread is still at, and how many it has done."""
 
     def __init__(self, context: Any, work: Work) -> None:
         self.number, self.done, self.is_late = -1, 0, False
+        self.written: list[int] = []
         self.now = context.RawValue(_Now, 0.0, -1, False)
         self.connection, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_live, args=(theirs, work, self.now), daemon=True)
@@ -135,8 +151,10 @@ class Pool:
                         self._bury(worker)
                     elif isinstance(message, Report):
                         report(message)
-                    elif isinstance(message, ShardRecord):
+                    elif isinstance(message, Written):
                         self._go_on(worker)
+                    elif isinstance(message, ShardRecord):
+                        self._finished(worker, message.number)
                         yield message
                     elif message is not None:
                         raise message
@@ -165,18 +183,24 @@ class Pool:
     def _go_on(self, worker: _Worker) -> None:
         """With the next shard, or not at all."""
         worker.done += 1
-        if self._waiting and (self._max_shards is None or worker.done < self._max_shards):
-            worker.give(self._waiting.popleft())
-            return
-        self._workers.remove(worker)
-        worker.give(None)
-        worker.close()
+        worker.written.append(worker.number)
+        is_spent = self._max_shards is not None and worker.done >= self._max_shards
+        worker.give(None if is_spent or not self._waiting else self._waiting.popleft())
+
+    def _finished(self, worker: _Worker, number: int) -> None:
+        """The record of a shard is there; a worker that has nothing else is done."""
+        worker.written.remove(number)
+        if worker.number < 0 and not worker.written:
+            self._workers.remove(worker)
+            worker.close()
 
     def _bury(self, worker: _Worker) -> None:
-        """Give out a dead worker's shard again; :class:`WorkerDiedError` where that was tried often enough."""
+        """Give out a dead worker's shards again; :class:`WorkerDiedError` where that was tried often enough."""
         self._workers.remove(worker)
         worker.close()
-        number, epitaphs = worker.number, self._epitaphs[worker.number]
+        *others, number = [*worker.written, worker.number] if worker.number >= 0 else worker.written
+        self._waiting.extendleft(others)
+        epitaphs = self._epitaphs[number]
         epitaphs.append(worker.epitaph())
         if len(epitaphs) < _MAX_ATTEMPTS:
             self._waiting.appendleft(number)
@@ -197,15 +221,43 @@ def _live(connection: Connection, work: Work, now: Any) -> None:
     """A worker's life: shard numbers in, reports and records out, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = _Parent(connection)
     try:
         _limit_threads()
+        _keep_heap()
         source = work.source(lambda dataset: _Watched(dataset, now))
-        while (number := connection.recv()) is not None:
-            connection.send(build_shard(source, work.plan, number, work.directory, connection.send))
+        with ThreadPoolExecutor(1) as thread:
+            before: Future[None] | None = None
+            while (number := connection.recv()) is not None:
+                shard = write_shard(source, work.plan, number, work.directory, parent.send)
+                if before is not None:
+                    before.result()  # one file at a time waits for the disk
+                parent.send(Written(number))
+                before = thread.submit(_finish, work, shard, parent)
     except BaseException as error:
-        connection.send(sendable(error))
+        parent.send(sendable(error))
         if not isinstance(error, Exception):
             raise
+
+
+class _Parent:
+    """The way to the parent, for two threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+
+    def send(self, message: Any) -> None:
+        with self._lock:
+            self._connection.send(message)
+
+
+def _finish(work: Work, shard: WrittenShard, parent: _Parent) -> None:
+    try:
+        record = shard.finish()
+        work.keep(record)
+        parent.send(record)
+    except BaseException as error:
+        parent.send(sendable(error))
 
 
 def _end_with_parent() -> None:
@@ -218,7 +270,14 @@ def _end_with_parent() -> None:
 
 def _limit_threads() -> None:
     """Workers share the cores; threads of their own would only get in each other's way."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
+    os.environ["OMP_NUM_THREADS"] = "1"  # for a torch that is imported only now
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
-    torch.set_num_threads(1)
+
+def _keep_heap() -> None:
+    """Have glibc keep what large blocks are freed of; other libraries do as they think best."""
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, _HEAP_BYTES // 2)
+        mallopt(_M_TRIM_THRESHOLD, _HEAP_BYTES)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,25 @@ def build_shard(
     source: Source, plan: Manifest, number: int, directory: Path, report: Callable[[Report], None]
 ) -> ShardRecord:
     """Write shard ``number`` of ``plan`` into ``directory``; whatever goes wrong, no part of it stays there."""
+    return write_shard(source, plan, number, directory, report).finish()
+
+
+class WrittenShard:
+    """A shard whose rows are all in its file; that is to be flushed, and read once, before it counts."""
+
+    def __init__(self, writer: ShardWriter, finished: Callable[[ShardSeal], ShardRecord]) -> None:
+        self._writer, self._finished = writer, finished
+
+    def finish(self) -> ShardRecord:
+        """Flush it to the disk and say what it is; may be called in another thread."""
+        with self._writer:
+            return self._finished(self._writer.finish())
+
+
+def write_shard(
+    source: Source, plan: Manifest, number: int, directory: Path, report: Callable[[Report], None]
+) -> WrittenShard:
+    """Write the rows of shard ``number``; where that fails, no part of it stays there."""
     cache_id = bytes.fromhex(plan.cache_id)
     encoder = BlockEncoder(plan.columns, cache_id, number)
     split = block_splitter(plan.structure)
@@ -58,13 +78,15 @@ def build_shard(
     rows, skipped = 0, list[int]()
     notes: tuple[SkipNote, ...] = ()
     path = directory / spec.shard_name(number)
+    path.with_suffix(".json").unlink(missing_ok=True)  # a record of what is not there any more
     path.unlink(missing_ok=True)  # what a worker left that was killed at it
 
     def say(rows: int, new: tuple[SkipNote, ...]) -> None:
         report(Report(number, rows, sum(encoder.raw_bytes), sum(encoder.stored_bytes), new))
 
     reader = _Reader(source, say)
-    with ShardWriter(path) as writer:
+    with ExitStack() as failing:
+        writer = failing.enter_context(ShardWriter(path))
         for local, indices in enumerate(source.blocks(plan, number)):
             rows += len(indices)
             first = (number * plan.blocks_per_shard + local) * plan.rows_per_block
@@ -78,10 +100,11 @@ def build_shard(
             reader.block(len(indices), new)
         place = Place(cache_id, number, spec.INDEX_KEY)
         writer.put(spec.INDEX_KEY, block.seal(bytes(encoder.index), _INDEX_LEVEL, place))
-        seal = writer.finish()
+        writer.close()
+        failing.pop_all()
     totals = zip(encoder.forms, encoder.raw_bytes, encoder.stored_bytes, strict=True)
     summed = tuple(ColumnTotals(tuple(sorted(forms)), raw, st) for forms, raw, st in totals)
-    return ShardRecord(number, seal, summed, rows, tuple(skipped), notes)
+    return WrittenShard(writer, lambda seal: ShardRecord(number, seal, summed, rows, tuple(skipped), notes))
 
 
 def _skipped_rows(plan: Manifest, number: int) -> list[int]:

@@ -166,15 +166,9 @@ class Staging:
         with storage_errors(self.directory):
             write_whole(self.directory / f"{self._part.name}.json", msgspec.json.encode(origin))
 
-    def keep(self, record: ShardRecord) -> None:
-        """Remember that a shard is finished."""
-        path = self.directory / f"shard-{record.number:05d}.json"
-        with storage_errors(path):
-            write_whole(path, msgspec.json.encode(record))
-
     def forget(self, number: int) -> None:
         """A shard is not what its record says."""
-        (self.directory / spec.shard_name(number)).with_suffix(".json").unlink(missing_ok=True)
+        record_path(self.directory, number).unlink(missing_ok=True)
 
     def publish(
         self, plan: Manifest, records: dict[int, ShardRecord], origin: Provenance | None, replace: bool
@@ -208,6 +202,11 @@ class Staging:
         except ManifestError as error:
             raise BuildMismatchError(f"{self.directory} is damaged ({error}); delete it") from None
         return data
+
+
+def record_path(directory: Path, number: int) -> Path:
+    """Where the record of a finished shard lies until the cache is published."""
+    return (directory / spec.shard_name(number)).with_suffix(".json")
 
 
 def progress_of(target: Path) -> tuple[int, int] | None:

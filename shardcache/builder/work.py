@@ -7,8 +7,11 @@ from typing import Any
 
 import msgspec
 
+from shardcache.builder.shards import ShardRecord
 from shardcache.builder.source import Recipe, Source
+from shardcache.builder.staging import record_path, storage_errors
 from shardcache.errors import BuildError, ShardCacheError, SourceError
+from shardcache.format.files import write_whole
 from shardcache.format.manifest import Manifest
 
 
@@ -28,6 +31,12 @@ class Work(msgspec.Struct, frozen=True):
                 f"len() of the dataset is {source.samples} in a worker, {self.plan.samples} in the parent"
             )
         return source
+
+    def keep(self, record: ShardRecord) -> None:
+        """Remember that a shard is finished, also after a power cut."""
+        path = record_path(self.directory, record.number)
+        with storage_errors(path):
+            write_whole(path, msgspec.json.encode(record))
 
 
 def sendable(error: BaseException) -> ShardCacheError:

@@ -56,8 +56,7 @@ def seal(body: bytes, level: int | None, place: Place) -> bytearray:
         compressed = compression.compress(body, level)
         if len(compressed) < len(body):
             codec, stored = compression.ZSTD, compressed
-    value = bytearray(PREFIX_BYTES + len(stored))
-    value[PREFIX_BYTES:] = stored
+    value = bytearray().join((bytes(PREFIX_BYTES), stored))
     _PREFIX.pack_into(value, 0, 0, len(body) | codec << _CODEC_BIT)
     digest = xxhash.xxh3_64_intdigest(memoryview(value)[8:], seed=place.seed())
     value[:8] = digest.to_bytes(8, "little")

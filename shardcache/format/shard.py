@@ -42,7 +42,7 @@ def page_bytes() -> int:
 class ShardWriter:
     """Writes a new shard at ``path``. As a context manager it removes the file again unless ``finish`` was reached.
 
-    Nothing is flushed to the disk before ``finish``. For one thread.
+    Nothing is flushed to the disk before ``finish``. For one thread at a time.
 
     Raises:
         CacheExistsError: there is a file at ``path``.
@@ -96,17 +96,30 @@ class ShardWriter:
         except lmdb.Error as error:
             raise self._failed(error) from error
 
-    def finish(self) -> ShardSeal:
-        """Write what is left, flush the file to the disk, and read it once to say what it is.
+    def close(self) -> None:
+        """Write what is left: nothing can be added any more, and another thread may call ``finish``.
 
         Raises:
-            UsageError: the writer has finished.
-            StorageError: the file system refused, or what is read back is not a sound shard.
+            UsageError: the writer was closed before.
+            StorageError: the file system refused.
         """
         _, txn = self._open()
         try:
             txn.commit()
             self._close_environment()
+        except (lmdb.Error, OSError) as error:
+            raise self._failed(error) from error
+
+    def finish(self) -> ShardSeal:
+        """Close, flush the file to the disk, and read it once to say what it is.
+
+        Raises:
+            UsageError: the writer has finished.
+            StorageError: the file system refused, or what is read back is not a sound shard.
+        """
+        if self._env is not None or self._fd < 0:
+            self.close()
+        try:
             os.fsync(self._fd)
             seal = pages.seal(self._fd, str(self._path))
         except (lmdb.Error, OSError) as error:

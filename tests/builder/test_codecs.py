@@ -11,6 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import shardcache
+from shardcache.builder.codecs import DECODE_SPEED
+from shardcache.builder.probe import Options, draw_up
+from shardcache.builder.source import Source
+from shardcache.format import compression
 from tests.builder.sources import Made, factory
 from tests.exact import exact
 
@@ -102,3 +106,25 @@ def test_the_choice_does_not_depend_on_the_clock(tmp_path, monkeypatch):
     monkeypatch.undo()
     build(factory(80), tmp_path / "b")
     assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
+
+
+def test_large_blocks_are_judged_by_pieces_from_all_of_them(tmp_path, monkeypatch):
+    """A codec is chosen before the first row is stored: what is compressed for it must not grow with the rows."""
+    compressed: list[int] = []
+    compress = compression.compress
+
+    def counted(data: Any, level: int) -> bytes:
+        compressed.append(len(data))
+        return compress(data, level)
+
+    def sample(index: int) -> dict[str, Any]:
+        noise = np.random.default_rng(index).integers(0, 256, 6 << 20, np.uint8)
+        noise[: 5 << 20] &= 1 if index % 2 else 255
+        return {"half": noise, "noise": np.random.default_rng(index).bytes(6 << 20)}
+
+    monkeypatch.setattr("shardcache.format.compression.compress", counted)
+    plan = draw_up(Source(Made(4, sample)), Options("source"))
+    codecs = {column.name: column.codec for column in plan.columns}
+    assert codecs["half"].startswith("zstd:")
+    assert codecs["noise"] == "none"
+    assert sum(compressed) < 2 * len(DECODE_SPEED) * (5 << 20)

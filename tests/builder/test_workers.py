@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,46 @@ def test_a_dataset_that_ends_the_process_which_makes_it_is_told(tmp_path, leaves
     with pytest.raises(WorkerDiedError, match=r"with exit code 7 before it read a sample, 3 times over shard \d{5}"):
         build(make, tmp_path / "c", num_workers=2)
     leaves_nothing()
+
+
+def flushing(log: Path, rows: int, monkeypatch: pytest.MonkeyPatch, kill: str = "") -> None:
+    """A worker's first flush lasts until it reads the next shard; then it dies, if ``kill`` names no file yet."""
+    flush, seen = os.fsync, set[int]()
+
+    def slow(descriptor: int) -> None:
+        me = os.getpid()
+        if str(me) != os.environ["SHARDCACHE_TEST_PARENT"] and me not in seen:
+            seen.add(me)
+            end = time.monotonic() + 20
+            while [line.split()[1] for line in log.read_text().splitlines()].count(str(me)) <= rows:
+                assert time.monotonic() < end, "nothing is read while a shard is flushed"
+                time.sleep(0.01)
+            if kill and not Path(kill).exists():
+                Path(kill).touch()
+                os.kill(me, signal.SIGKILL)
+        flush(descriptor)
+
+    monkeypatch.setattr("os.fsync", slow)
+
+
+def test_a_worker_reads_the_next_shard_while_the_last_one_is_flushed(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    undisturbed = build(Traced(600, str(log)), tmp_path / "a", num_workers=1)
+    log.unlink()
+    flushing(log, undisturbed.manifest.shard_rows(0), monkeypatch)
+    build(Traced(600, str(log)), tmp_path / "b", num_workers=1)
+    assert digests(tmp_path / "b") == digests(undisturbed.path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_a_worker_that_is_killed_the_shard_that_was_not_flushed_yet_is_built_again(workers, tmp_path, monkeypatch):
+    log, flag = tmp_path / "log", tmp_path / "was killed"
+    undisturbed = build(Traced(600, str(log)), tmp_path / "a", num_workers=1)
+    log.unlink()
+    flushing(log, undisturbed.manifest.shard_rows(0), monkeypatch, str(flag))
+    build(Traced(600, str(log)), tmp_path / "b", num_workers=workers)
+    assert flag.exists()
+    assert digests(tmp_path / "b") == digests(undisturbed.path)
 
 
 def test_a_worker_whose_death_another_process_hides_is_noticed(tmp_path):
