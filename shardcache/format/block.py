@@ -68,9 +68,7 @@ def body_bytes(value: memoryview, place: Place) -> int:
     if len(value) < PREFIX_BYTES:
         raise damaged(place, f"{len(value)} bytes, at least {PREFIX_BYTES} were stored")
     digest, head = _head(value)
-    found = xxhash.xxh3_64_intdigest(value[8:], place.seed())
-    if found != digest:
-        raise _differs(place, digest, found)
+    _check(value, digest, place)
     size, codec = head & ((1 << _CODEC_BIT) - 1), head >> _CODEC_BIT
     # No frame can hold more than MAX_RATIO times its size, so nobody can ask for memory that they did not pay for.
     largest = min(spec.MAX_BODY_BYTES, (len(value) - PREFIX_BYTES) * compression.MAX_RATIO)
@@ -79,6 +77,12 @@ def body_bytes(value: memoryview, place: Place) -> int:
     if codec == compression.NONE and size != len(value) - PREFIX_BYTES:
         raise damaged(place, f"{len(value) - PREFIX_BYTES} bytes where {size} were stored")
     return size
+
+
+def _check(value: memoryview, digest: int, place: Place) -> None:
+    found = xxhash.xxh3_64_intdigest(value[8:], place.seed())
+    if found != digest:
+        raise _differs(place, digest, found)
 
 
 class Unread(Protocol):
@@ -113,16 +117,17 @@ def open_body(value: memoryview, place: Place, most: int = spec.MAX_BODY_BYTES, 
 
     A body of more than ``most`` bytes is refused before there is memory for it.
     """
-    is_plain = _is_plain(value)
-    if is_plain and not borrow and len(value) - PREFIX_BYTES <= most:
-        out = np.empty(len(value) - PREFIX_BYTES, np.uint8)
+    length = len(value) - PREFIX_BYTES
+    if 0 <= length <= most and (head := _head(value))[1] == length:
+        if borrow:
+            _check(value, head[0], place)
+            return np.frombuffer(value, np.uint8, offset=PREFIX_BYTES)
+        out = np.empty(length, np.uint8)
         _copy(value, out.data, place)
         return out
     size = body_bytes(value, place)
     if size > most:
         raise damaged(place, f"a body of {size} bytes where there can be {most} at most")
-    if is_plain:
-        return np.frombuffer(value[PREFIX_BYTES:], np.uint8)
     out = np.empty(size, np.uint8)
     _decompress(value, out.data, place)
     return out

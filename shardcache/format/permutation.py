@@ -129,14 +129,14 @@ class Permutation:
 
     def _int_rounds(self, word: int, rounds: range) -> int:
         high, low = word >> self._low_bits, word & self._low_mask
-        high_mask, low_mask, keys = self._high_mask, self._low_mask, self._keys
-        for number in rounds:
+        high_mask, low_mask, mask, keys = self._high_mask, self._low_mask, _MASK, self._keys
+        for number in rounds:  # a half has 32 bits at most: what the second product has beyond 64 is masked away
             if number & 1:
-                mixed = ((high ^ keys[number]) * _MIX1) & _MASK
-                low ^= ((((mixed ^ mixed >> 32) * _MIX2) & _MASK) >> 32) & low_mask
+                mixed = (high ^ keys[number]) * _MIX1 & mask
+                low ^= (mixed ^ mixed >> 32) * _MIX2 >> 32 & low_mask
             else:
-                mixed = ((low ^ keys[number]) * _MIX1) & _MASK
-                high ^= ((((mixed ^ mixed >> 32) * _MIX2) & _MASK) >> 32) & high_mask
+                mixed = (low ^ keys[number]) * _MIX1 & mask
+                high ^= (mixed ^ mixed >> 32) * _MIX2 >> 32 & high_mask
         return high << self._low_bits | low
 
     def _array_rounds(self, words: _Words, rounds: range) -> _Words:

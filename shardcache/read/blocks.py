@@ -1,6 +1,6 @@
 """From the manifest to decoded blocks: the only way in which readers reach a shard."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -61,16 +61,16 @@ class Blocks:
         # What is not compressed stays where it was read: in memory of its own, or in the map, which keeps a file open.
         self._borrow = io != "mmap" or len(self.manifest.shards) <= MAX_OPEN
 
-    def open(self, number: int, positions: Iterable[int]) -> OpenBlock:
+    def open(self, number: int, positions: Sequence[int]) -> OpenBlock:
         """The columns of block ``number`` for as long as its file is the same."""
-        with self._lease(number // self.manifest.blocks_per_shard) as reader:
-            columns = self.read(number, positions)
-            return OpenBlock(columns, self._files[number // self.manifest.blocks_per_shard], reader.opened)
+        at = number // self.manifest.blocks_per_shard
+        with self._lease(at) as reader:
+            return OpenBlock(self._columns(reader, number, positions), self._files[at], reader.opened)
 
     def read(
         self,
         number: int,
-        positions: Iterable[int],
+        positions: Sequence[int],
         into: Mapping[int, memoryview] = MappingProxyType({}),
     ) -> dict[int, BlockRows]:
         """The columns at ``positions`` of block ``number``; one that has no value there is left out.
@@ -79,19 +79,23 @@ class Blocks:
         what is not compressed may stay in the map of its shard.
         """
         at, local = divmod(number, self.manifest.blocks_per_shard)
-        found = {}
         with self._lease(at) as reader:
-            index, columns = self._index(reader, at), len(self.manifest.columns)
-            forms = index[local * columns : (local + 1) * columns]
+            forms = self._forms(reader, at, local)
             for position, memory in into.items():
                 place = self._place(at, local, position)
                 if forms[position] != Form.FIXED:
                     raise block.damaged(place, f"form {forms[position]} where the manifest says fixed")
                 block.open_into(reader.find(place.key), memory, place)
-            for position in positions:
-                if forms[position] != NO_VALUE:
-                    found[position] = self._rows(reader, number, position, forms[position])
-        return found
+            return self._columns(reader, number, positions) if positions else {}
+
+    def _columns(self, reader: ShardReader, number: int, positions: Sequence[int]) -> dict[int, BlockRows]:
+        at, local = divmod(number, self.manifest.blocks_per_shard)
+        forms = self._forms(reader, at, local)
+        return {
+            position: self._rows(reader, number, self._place(at, local, position), position, forms[position])
+            for position in positions
+            if forms[position] != NO_VALUE
+        }
 
     def _lease(self, at: int) -> ShardReader:
         file = self._files.get(at)
@@ -104,8 +108,7 @@ class Blocks:
         key = block.value_key(local, position, row)
         return Place(self._cache_id, at, key, self.manifest.columns[position].name)
 
-    def _rows(self, reader: ShardReader, number: int, position: int, form: int) -> BlockRows:
-        place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
+    def _rows(self, reader: ShardReader, number: int, place: Place, position: int, form: int) -> BlockRows:
         body = block.open_body(reader.get(place.key), place, self._most(position), borrow=self._borrow)
         rows = self.manifest.block_rows(number)
         try:
@@ -141,6 +144,11 @@ class Blocks:
         except ValueError as error:
             place = self._place(*divmod(number, self.manifest.blocks_per_shard), position, row)
             raise block.damaged(place, f"not a value ({error})") from None
+
+    def _forms(self, reader: ShardReader, at: int, local: int) -> bytes:
+        """The form of every column of a block."""
+        columns = len(self.manifest.columns)
+        return self._index(reader, at)[local * columns : (local + 1) * columns]
 
     def _index(self, reader: ShardReader, at: int) -> bytes:
         """The form of every (block, column) of a shard."""

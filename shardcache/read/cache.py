@@ -1,6 +1,7 @@
 """``Cache``: an open cache. What is inside, and any sample of it."""
 
 import hashlib
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -85,14 +86,15 @@ class Cache(Dataset[Any]):
         self.schema = Schema(self.manifest)
         self.blocks = Blocks(path, self.manifest, types, resolve_io(io, path), self._hold)
         self._permutation = self.manifest.permutation()
+        self._size = self.manifest.kept if selected is None else len(selected)
         self._assembler = Assembler(self.manifest, self.schema.fields, types)
-        self._held = HeldBlocks(self.blocks, self._assembler.positions)
+        self._held = HeldBlocks(self.blocks, self._assembler)
 
     def __reduce__(self) -> Any:
         return _reopen, (self.path, self.types, self.manifest.digest, self._selected, self._io)
 
     def __len__(self) -> int:
-        return self.manifest.kept if self._selected is None else len(self._selected)
+        return self._size
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -100,19 +102,20 @@ class Cache(Dataset[Any]):
         if isinstance(index, (list, tuple, range)) or getattr(index, "ndim", 0) == 1:
             return self.__getitems__(index)
         number, offset = divmod(self._row(index), self.manifest.rows_per_block)
-        return self._sample(number, self._held.columns(number), offset)
+        return self._held.samples(number)(offset)
 
     def __getitems__(self, indices: Iterable[Any]) -> list[Any]:
         """The samples at ``indices``, in that order; each block is read once."""
-        rows = [self._row(index) for index in indices]
+        sources = [self.source_index(index) for index in indices]
+        rows = sources if self._permutation is None else self._permutation.inverse(np.array(sources, np.int64)).tolist()
         by_block: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
             by_block.setdefault(row // self.manifest.rows_per_block, []).append(place)
         samples: list[Any] = [None] * len(rows)
         for number, places in by_block.items():
-            columns = self.blocks.read(number, self._assembler.positions)
+            sample = self._held.samples(number)
             for place in places:
-                samples[place] = self._sample(number, columns, rows[place] % self.manifest.rows_per_block)
+                samples[place] = sample(rows[place] % self.manifest.rows_per_block)
         return samples
 
     def __iter__(self) -> Iterator[Any]:
@@ -130,12 +133,14 @@ class Cache(Dataset[Any]):
         They differ in a view, and where samples were skipped when the cache was built.
         """
         try:
-            found: int = index.__index__()
-        except (AttributeError, TypeError):
+            found = operator.index(index)
+        except TypeError:
             raise UsageError(f"an index must be an int or a list of ints, was {index!r}") from None
-        if not -len(self) <= found < len(self):
-            raise IndexError(f"index {found} is out of range: the cache has {len(self)} samples")
-        found %= len(self)
+        size = self._size
+        if not -size <= found < size:
+            raise IndexError(f"index {found} is out of range: the cache has {size} samples")
+        if found < 0:
+            found += size
         if self._selected is not None:
             found = int(self._selected[found])
         if self.manifest.kept < self.manifest.samples:
@@ -160,9 +165,6 @@ class Cache(Dataset[Any]):
     def _kept_before(self) -> Integers:
         """How many samples were kept before each that was skipped."""
         return self.skipped - np.arange(len(self.skipped))
-
-    def _sample(self, number: int, columns: dict[int, BlockRows], offset: int) -> Any:
-        return self._assembler.join(self._values(number, columns, offset))
 
     def _values(self, number: int, columns: dict[int, BlockRows], offset: int) -> dict[int, Any]:
         """The value of each column at a row of a block."""

@@ -131,7 +131,9 @@ def rows_of(field: Field, out: torch.Tensor) -> list[Any]:
     array = out.view(-1).view(torch.uint8).numpy().view(dtype).reshape(out.shape)
     if field.type == "scalar":
         return list(array)
-    return [array[number, ...].copy() for number in range(len(array))]
+    if array.ndim == 1:
+        return [array[number, ...].copy() for number in range(len(array))]
+    return list(map(np.ndarray.copy, array))
 
 
 def apart(field: Field, rows: list[torch.Tensor]) -> list[Any]:

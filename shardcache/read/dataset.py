@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -303,7 +304,7 @@ class CachedDataset(IterableDataset[Any]):
         """What a worker yields from step ``start`` of an epoch on, without the first ``skip`` of it."""
         if warn and not skip:
             self._epochs.warn_of_repetition(epoch)
-        yielded, skipped = 0, iter(range(skip))
+        yielded = 0
         last = math.inf if self._epochs_wanted is None else epoch + self._epochs_wanted - 1
         further, start = divmod(start, max(1, self._epoch_steps))
         epoch += further
@@ -312,8 +313,8 @@ class CachedDataset(IterableDataset[Any]):
             if worker.number == 0 and not yielded:
                 settings.warn_of_workers(plan, worker.workers)
             steps = plan.worker_steps(worker.number, worker.workers, start, yielded)
-            wanted = (step for step in steps if next(skipped, None) is None)
-            yield from self._produce(plan, epoch, wanted, worker)
+            skip -= sum(1 for _ in islice(steps, skip))
+            yield from self._produce(plan, epoch, steps, worker)
             yielded += plan.rank_steps(*self._ranks) - start
             epoch, start = epoch + 1, 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from shardcache.errors import StructureError, UsageError, printable
 from shardcache.format import dtypes
-from shardcache.format.columns import MASKED, Form
+from shardcache.format.columns import MASKED, BlockRows, Form
 from shardcache.format.manifest import Manifest
 from shardcache.format.schema import (
     ABSENT,
@@ -192,6 +192,15 @@ class Assembler:
             return row if self._keys is None else dict(zip(self._keys, row, strict=True))
         whole = self._join([values.get(position, ABSENT) for position in range(self._size)])
         return None if whole is ABSENT else whole  # a sample without any of the columns that were asked for
+
+    def taker(self, columns: Mapping[int, BlockRows]) -> Callable[[int], Any] | None:
+        """A function from a row of a block to its sample, where every column has a value there; else None."""
+        if not self._is_flat or any(at not in columns or columns[at].states is not None for at in self.positions):
+            return None
+        takers, keys = [columns[position].taker() for position in self.positions], self._keys
+        if keys is None:
+            return lambda row: tuple([take(row) for take in takers])
+        return lambda row: {key: take(row) for key, take in zip(keys, takers, strict=True)}
 
     def join_all(self, columns: Mapping[int, Sequence[Any]]) -> list[Any]:
         """A whole for each row of ``columns``, which have one list of values for each field."""

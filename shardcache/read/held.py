@@ -1,14 +1,41 @@
 """Blocks that single samples are read from, kept for the next sample."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
-from shardcache.format.columns import BlockRows
 from shardcache.read.blocks import Blocks, OpenBlock
+from shardcache.read.fields import Assembler
 
 MAX_HELD_BYTES = 16 << 20  # a thread
 _BLOCK_BYTES = 1024  # the objects around it, roughly
 _LARGE_BYTES = 32 << 10
+
+
+class _Held:
+    """One of them, which gives samples: by :meth:`sample`, or with less ado by ``take`` once it is worth its while."""
+
+    __slots__ = ("_assembler", "_blocks", "_number", "_uses", "bytes", "open", "take")
+
+    def __init__(self, blocks: Blocks, assembler: Assembler, number: int) -> None:
+        self._blocks, self._assembler, self._number, self._uses = blocks, assembler, number, 0
+        self.open: OpenBlock = blocks.open(number, assembler.positions)
+        self.bytes = _BLOCK_BYTES + sum(rows.held_bytes for rows in self.open.columns.values())
+        self.take: Callable[[int], Any] | None = None
+
+    def sample(self, offset: int) -> Any:
+        """The sample at a row of the block."""
+        if self.take is not None:
+            try:
+                return self.take(offset)
+            except Exception:  # said in our words below
+                self.take = None
+        self._uses += 1
+        if self._uses == 2:
+            self.take = self._assembler.taker(self.open.columns)
+        columns = self.open.columns
+        values = {at: self._blocks.value(columns, self._number, at, offset) for at in columns}
+        return self._assembler.join(values)
 
 
 class HeldBlocks(threading.local):
@@ -21,28 +48,26 @@ class HeldBlocks(threading.local):
     each sample.
     """
 
-    def __init__(self, blocks: Blocks, positions: Sequence[int]) -> None:
-        self._blocks, self._positions = blocks, positions
-        self._held: dict[int, tuple[OpenBlock, int]] = {}
+    def __init__(self, blocks: Blocks, assembler: Assembler) -> None:
+        self._blocks, self._assembler = blocks, assembler
+        self._held: dict[int, _Held] = {}
         self._bytes, self._large = 0, -1
 
-    def columns(self, number: int) -> dict[int, BlockRows]:
-        """The columns of block ``number``."""
+    def samples(self, number: int) -> Callable[[int], Any]:
+        """What gives the sample at a row of block ``number``."""
         found = self._held.get(number)
         if found is not None:
-            if found[0].file.is_still(found[0].opened):
-                return found[0].columns
+            if found.open.file.is_still(found.open.opened):
+                return found.sample
             self._drop(number)
         if self._large in self._held:
             self._drop(self._large)
-        held = self._blocks.open(number, self._positions)
-        size = _BLOCK_BYTES + sum(rows.held_bytes for rows in held.columns.values())
-        self._held[number] = held, size
-        self._bytes += size
-        self._large = number if size > _LARGE_BYTES else -1
+        held = self._held[number] = _Held(self._blocks, self._assembler, number)
+        self._bytes += held.bytes
+        self._large = number if held.bytes > _LARGE_BYTES else -1
         while self._bytes > MAX_HELD_BYTES and len(self._held) > 1:
             self._drop(next(iter(self._held)))
-        return held.columns
+        return held.sample
 
     def _drop(self, number: int) -> None:
-        self._bytes -= self._held.pop(number)[1]
+        self._bytes -= self._held.pop(number).bytes

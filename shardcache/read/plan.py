@@ -77,10 +77,11 @@ class Plan:
         A DataLoader asks its workers in turn, worker 0 first; ``yielded`` batches were delivered by this iterator
         before the epoch began. A worker owns whole lanes, so that no other worker decodes its blocks.
         """
-        for step in range(start, self.steps):
-            place = step % self.lanes if self.order.kind == "lanes" else step
-            if (place - start + yielded) % workers == worker:
-                yield step
+        steps = range(start, self.steps)
+        if workers == 1:
+            return iter(steps)
+        lanes = self.lanes if self.order.kind == "lanes" else self.steps
+        return (step for step in steps if (step % lanes - start + yielded) % workers == worker)
 
     def thread_of(self, step: int, workers: int, threads: int) -> int:
         """Which thread of a worker decodes a step: lanes are dealt out whole, other orders in runs of some blocks."""
@@ -109,6 +110,12 @@ class Plan:
         if not self._is_short(step):
             return self.order.share
         return self._rest * (strand + 1) // self.order.strands - self._rest * strand // self.order.strands
+
+    def shares(self, steps: Integers, strand: int) -> Integers:
+        """The same for some steps, ascending."""
+        shares = np.full(len(steps), self.order.share)
+        shares[-1] = self.share(int(steps[-1]), strand)  # only the last step of all may be short
+        return shares
 
     def reader(self, rank: int, world_size: int) -> "PlanReader":
         """Gives the rows of one step after another, to one worker of one rank."""
@@ -181,13 +188,13 @@ class PlanReader:
         if self._plan.order.kind != "lanes":
             return self._plan.sequence_rows(steps, self._numbers)
         taken, order = [], []
-        by_lane: dict[int, list[int]] = {}
-        for step in steps:
-            by_lane.setdefault(step % self._plan.lanes, []).append(step)
-        for of_lane in by_lane.values():
-            for number in self._numbers:
-                shares = [self._plan.share(step, number) for step in of_lane]
-                taken.append(self._strand(of_lane[0], number).take(sum(shares)))
+        wanted = np.array(steps)
+        lanes = wanted % self._plan.lanes
+        by_lane = wanted[np.argsort(lanes, kind="stable")]
+        for of_lane in np.split(by_lane, np.cumsum(np.bincount(lanes))[:-1]):
+            for number in self._numbers if len(of_lane) else ():
+                shares = self._plan.shares(of_lane, number)
+                taken.append(self._strand(int(of_lane[0]), number).take(int(shares.sum())))
                 order.append(np.repeat(of_lane, shares))
         rows = joined(taken)
         if len(steps) > 1:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,15 +36,32 @@ def test_samples_are_the_same_at_every_visit_and_own_their_memory(cache: Cache):
                 value[...] = 0
 
 
+@pytest.mark.parametrize("kind", ["all have every value", "some have none", "some lack one", "records in records"])
+def test_samples_of_any_structure_are_the_same_at_every_visit(kind: str, tmp_path: Path):
+    samples: list[Any] = [{"number": i, "text": "x" * i, "raw": bytes(i)} for i in range(40)]
+    for i in range(0, 40, 3):
+        if kind == "some have none":
+            samples[i]["text"] = None
+        if kind == "some lack one":
+            del samples[i]["raw"]
+    if kind == "records in records":
+        samples = [(sample, [sample["number"]]) for sample in samples]
+    cache = shardcache.build(samples, tmp_path / "cache", block_bytes=512, progress=False)
+    assert cache.manifest.rows_per_block > 2
+    for _ in range(4):
+        for index in (3, 39, 4, 3, 5):
+            assert cache[index] == cache[[0, index]][1] == samples[index]
+
+
 def test_no_more_is_held_than_is_allowed(cache: Cache, monkeypatch):
     monkeypatch.setattr(held, "MAX_HELD_BYTES", 20_000)
-    blocks = held.HeldBlocks(cache.blocks, cache._assembler.positions)
+    blocks = held.HeldBlocks(cache.blocks, cache._assembler)
     for number in range(cache.manifest.blocks):
-        blocks.columns(number)
+        blocks.samples(number)
     assert cache.manifest.blocks > 20
     assert 0 < len(blocks._held) < cache.manifest.blocks - 1
     assert 0 < blocks._bytes <= 20_000
-    assert blocks._bytes == sum(size for _, size in blocks._held.values())
+    assert blocks._bytes == sum(one.bytes for one in blocks._held.values())
 
 
 def test_a_file_that_changes_is_not_believed_to_be_the_one_that_was_checked(cache: Cache):
