@@ -20,7 +20,7 @@ from benchmarks.peers.hugging_face import HF_ITERABLE, HF_MAP
 from benchmarks.peers.lit import LITDATA
 from benchmarks.peers.measure import Measurement, machine
 from benchmarks.peers.mosaic import STREAMING
-from benchmarks.peers.ours import BUFFER, DEFAULT, RAW
+from benchmarks.peers.ours import BUFFER, DEFAULT, MAPPED, RAW
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.plain import MEMMAP, OBJECTS, SOURCE
 from benchmarks.peers.tars import WEBDATASET
@@ -31,6 +31,7 @@ PEERS: dict[str, Peer] = {
     for peer in (
         DEFAULT,
         RAW,
+        MAPPED,
         BUFFER,
         OBJECTS,
         SOURCE,

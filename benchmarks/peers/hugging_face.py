@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from benchmarks.peers.data import Source
-from benchmarks.peers.peer import COLD, PROCESS, RANDOM, SAMPLES, WORKERS, Epoch, Peer, Task, collate, workers
+from benchmarks.peers.peer import COLD, PROCESS, RANDOM, SAMPLES, WORKERS, Epoch, Peer, Task, collate, of_workers
 
 
 def _rows(source: Source, shards: list[range]) -> Iterator[dict[str, Any]]:
@@ -74,7 +74,7 @@ class MapStyle(HuggingFace):
         generator = torch.Generator()
         order = BatchSampler(RandomSampler(dataset, generator=generator), task.batch_size, drop_last=False)
         loader: DataLoader[Any] = DataLoader(
-            dataset, batch_size=None, sampler=order, num_workers=workers(mode), collate_fn=_collate_columns(task)
+            dataset, batch_size=None, sampler=order, collate_fn=_collate_columns(task), **of_workers(mode)
         )
 
         def epoch(number: int) -> Iterable[Any]:
@@ -98,7 +98,7 @@ class Iterating(HuggingFace):
     def epochs(self, task: Task, mode: str) -> Epoch:
         dataset = self._iterable(task)
         loader: DataLoader[Any] = DataLoader(
-            dataset, batch_size=task.batch_size, num_workers=workers(mode), collate_fn=collate(task)
+            dataset, batch_size=task.batch_size, collate_fn=collate(task), **of_workers(mode)
         )
 
         def epoch(number: int) -> Iterable[Any]:

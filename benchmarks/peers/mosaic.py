@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.peer import Epoch, Peer, Task, collate, workers
+from benchmarks.peers.peer import Epoch, Peer, Task, collate, of_workers
 
 
 def _streaming() -> Any:
@@ -45,7 +45,7 @@ class Mosaic(Peer):
 
     def epochs(self, task: Task, mode: str) -> Epoch:
         loader = _streaming().StreamingDataLoader(
-            self._dataset(task), batch_size=task.batch_size, num_workers=workers(mode), collate_fn=collate(task)
+            self._dataset(task), batch_size=task.batch_size, collate_fn=collate(task), **of_workers(mode)
         )
         return lambda _: loader  # each ``iter`` begins the next epoch
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import shardcache
 from benchmarks.peers.data import SIDE
-from benchmarks.peers.peer import COLD, EPOCHS, MODES, THREAD, THREADS, WORKERS, Epoch, Peer, Task, workers
+from benchmarks.peers.peer import COLD, EPOCHS, MODES, THREAD, THREADS, WORKERS, Epoch, Peer, Task, of_workers
 
 
 def middle(image: Any) -> Any:  # [3, height, width]
@@ -21,11 +21,13 @@ class Ours(Peer):
     package = "shardcache"
     modes = MODES
 
-    def __init__(self, name: str, codec: str, note: str, shuffle_buffer: int | None = None, store: str = "") -> None:
+    def __init__(self, name: str, codec: str, note: str, store: str = "", **options: Any) -> None:
         self.name, self.codec, self.note = name, codec, note
-        self.shuffle_buffer, self._store = shuffle_buffer, store or name
-        if shuffle_buffer:
+        self._store, self._options = store or name, options
+        if "shuffle_buffer" in options:
             self.modes = EPOCHS
+        if "io" in options:
+            self.modes = (WORKERS,)
 
     @property
     def store(self) -> str:
@@ -49,7 +51,7 @@ class Ours(Peer):
         dataset = self._dataset(task, batch_size=task.batch_size, threads=threads)
         loader: Iterable[Any] = dataset
         if mode in (WORKERS, COLD):
-            loader = DataLoader(dataset, batch_size=None, num_workers=workers(mode))
+            loader = DataLoader(dataset, batch_size=None, **of_workers(mode))
         return self._epoch(dataset, loader)
 
     def samples(self, task: Task) -> Epoch:
@@ -62,9 +64,7 @@ class Ours(Peer):
     def _dataset(self, task: Task, **options: Any) -> shardcache.CachedDataset:
         if task.kind == "decoded":
             options.update(decode={"x": "rgb8"}, transform={"x": middle})
-        return shardcache.CachedDataset(
-            task.folder, shuffle=True, shuffle_buffer=self.shuffle_buffer, transport="auto", **options
-        )
+        return shardcache.CachedDataset(task.folder, shuffle=True, **self._options, **options)
 
     def _epoch(self, dataset: shardcache.CachedDataset, loader: Iterable[Any]) -> Epoch:
         def epoch(number: int) -> Iterable[Any]:
@@ -82,4 +82,5 @@ class Ours(Peer):
 
 DEFAULT = Ours("shardcache", "auto", "all defaults")
 RAW = Ours("shardcache-raw", "none", "codec='none', else defaults")
-BUFFER = Ours("shardcache-raw-8192", "none", "codec='none', shuffle_buffer=8192", 8192, "shardcache-raw")
+BUFFER = Ours("shardcache-raw-8192", "none", "codec='none', shuffle_buffer=8192", "shardcache-raw", shuffle_buffer=8192)
+MAPPED = Ours("shardcache-raw-mapped", "none", "codec='none', io='mmap' in workers too", "shardcache-raw", io="mmap")

@@ -97,6 +97,11 @@ def workers(mode: str) -> int:
     return 2 if mode in (WORKERS, COLD) else 0
 
 
+def of_workers(mode: str) -> dict[str, Any]:
+    """The DataLoader's options: workers that live on from epoch to epoch."""
+    return {"num_workers": workers(mode), "persistent_workers": workers(mode) > 0}
+
+
 def decoded(sample: dict[str, Any]) -> dict[str, Any]:
     return {"x": decode(sample["x"]), "index": sample["index"]}
 
@@ -114,7 +119,7 @@ def shuffled_loader(dataset: Dataset[Any], task: Task, mode: str, **options: Any
     """A map-style dataset in the ordinary DataLoader."""
     generator = torch.Generator()
     settings: dict[str, Any] = {"batch_size": task.batch_size, "shuffle": True, "collate_fn": collate(task), **options}
-    loader: DataLoader[Any] = DataLoader(dataset, num_workers=workers(mode), generator=generator, **settings)
+    loader: DataLoader[Any] = DataLoader(dataset, generator=generator, **of_workers(mode), **settings)
 
     def epoch(number: int) -> Iterable[Any]:
         generator.manual_seed(number)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.data import decode
-from benchmarks.peers.peer import COLD, PROCESS, SAMPLES, WORKERS, Epoch, Peer, Task, workers
+from benchmarks.peers.peer import COLD, PROCESS, SAMPLES, WORKERS, Epoch, Peer, Task, of_workers
 
 SUFFIX = {"array": "npy", "text": "txt", "bytes": "jpg", "decoded": "jpg"}
 
@@ -44,7 +44,7 @@ class WebDataset(Peer):
         import webdataset
 
         dataset = self._samples(task).batched(task.batch_size)
-        loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=workers(mode))
+        loader = webdataset.WebLoader(dataset, batch_size=None, **of_workers(mode))
         return lambda _: loader  # shuffled anew by each ``iter``
 
     def samples(self, task: Task) -> Epoch:
