@@ -20,6 +20,7 @@ from shardcache.format.arrays import array_bytes, arrays_bytes, decode_array, sc
 from shardcache.format.images import decode_image, encode_image
 from shardcache.format.nested import Refused
 from shardcache.format.schema import ABSENT, Column
+from shardcache.format.texts import are_texts
 
 MASKED = 0x10
 NO_VALUE = 0xFF
@@ -84,7 +85,7 @@ def _encode_rows(column: Column, values: Sequence[Any]) -> tuple[Form, "np.ndarr
         return Form.FIXED, none, [body]
     if column.type in ("array", "tensor") and _all_are(column, values):
         if {value.shape for value in values} == {column.shape}:
-            return Form.FIXED, none, [_fixed_arrays(column, values)]
+            return Form.FIXED, none, [tensors_bytes(values) if column.type == "tensor" else arrays_bytes(values)]
         to_bytes = array_bytes if column.type == "array" else tensor_bytes
         shapes = np.array([value.shape for value in values], np.uint64).reshape(len(values), len(column.shape))
         return Form.RAGGED, shapes, [to_bytes(value) for value in values]
@@ -125,10 +126,6 @@ def _all_are(column: Column, values: Sequence[Any]) -> bool:
     return all(
         nested.leaf_type(value) == "tensor" and value.dtype == wanted and value.ndim == dimensions for value in values
     )
-
-
-def _fixed_arrays(column: Column, values: Sequence[Any]) -> bytes:
-    return tensors_bytes(values) if column.type == "tensor" else arrays_bytes(values)
 
 
 def _byte_rows(type_: str, values: Sequence[Any]) -> list[bytes] | None:
@@ -252,6 +249,14 @@ class BlockRows:
             self._take = self._taker()
         return self._take if self.states is None and self._large is None else self._value
 
+    def views(self) -> Callable[[int], Any]:
+        """As :meth:`taker`, but bytes and the UTF-8 of texts may be views of where they lie."""
+        bounds, type_ = self._starts, self._column.type if self.form == Form.RAGGED else ""
+        take, view = self.taker(), self._data.data
+        if take == self._value or not (type_ == "bytes" or (type_ == "str" and are_texts(self._data, bounds))):
+            return take
+        return lambda row: view[bounds[row] : bounds[row + 1]]
+
     def _value(self, row: int) -> Any:
         if self.states is not None and self.states[row]:
             return None if self.states[row] == 1 else ABSENT
@@ -293,13 +298,12 @@ class BlockRows:
         return lambda place: decode_array(column.type, column.dtype, shape, data[place * size : (place + 1) * size])
 
     def _ragged_taker(self) -> Callable[[int], Any]:
-        bounds, view = self._starts, self._data.data
-        if self.form == Form.RAGGED and self._column.type == "bytes":
+        bounds, view, type_ = self._starts, self._data.data, self._column.type if self.form == Form.RAGGED else ""
+        if type_ == "bytes":
             return lambda place: view[bounds[place] : bounds[place + 1]].tobytes()
-        if self.form == Form.RAGGED and self._column.type == "str":
+        if type_ == "str":
             return lambda place: str(view[bounds[place] : bounds[place + 1]], "utf-8")
-        data = self._data
-        return lambda place: self._ragged_value(data[bounds[place] : bounds[place + 1]], place)
+        return lambda place: self._ragged_value(view[bounds[place] : bounds[place + 1]], place)
 
     def _ragged_value(self, data: Any, place: int) -> Any:
         type_ = self._column.type

@@ -7,7 +7,7 @@ delivered, the lowest free one first: memory that is never needed is never touch
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -40,9 +40,16 @@ class Arena:
     """
 
     def __init__(
-        self, blocks: Blocks, fields: Sequence[Field], slots: int, *, keep: bool, watch: Watch | None = None
+        self,
+        blocks: Blocks,
+        fields: Sequence[Field],
+        slots: int,
+        *,
+        keep: bool,
+        watch: Watch | None = None,
+        views: Collection[int] = (),
     ) -> None:
-        self._blocks, self._keep, self._watch = blocks, keep, watch or Watch()
+        self._blocks, self._keep, self._watch, self._views = blocks, keep, watch or Watch(), views
         self.lost = _NOTHING
         self._rows_per_block = blocks.manifest.rows_per_block
         self._fixed = {field.position: _Fixed(blocks, field, slots) for field in fields if field.batch == TENSOR}
@@ -135,7 +142,10 @@ class Arena:
         self._columns[slot] = columns
         for position, takers in self._takers.items():
             rows = columns.get(position)
-            takers[slot] = _absent if rows is None else rows.taker()
+            if rows is None:
+                takers[slot] = _absent
+            else:
+                takers[slot] = rows.views() if position in self._views else rows.taker()
 
     def _grow(self) -> int:
         """More blocks at once than the plan's bound says (many short ones): a few slots more, rather than no batch."""
@@ -170,8 +180,8 @@ class Arena:
 class Straight:
     """For blocks of one row: there is nothing to wait for, so it goes from its shard into the batch, in one copy."""
 
-    def __init__(self, blocks: Blocks, fields: Sequence[Field], watch: Watch) -> None:
-        self._blocks, self._watch = blocks, watch
+    def __init__(self, blocks: Blocks, fields: Sequence[Field], watch: Watch, views: Collection[int] = ()) -> None:
+        self._blocks, self._watch, self._views = blocks, watch, views
         self.lost = _NOTHING
         self._fixed = [field.position for field in fields if field.batch == TENSOR]
         self._others = _other_columns(fields)
@@ -185,7 +195,7 @@ class Straight:
             self._watch.turn_to(block)
             try:
                 columns = self._blocks.read(block, self._others, into)
-                found = [self._blocks.value(columns, block, position, 0) for position in values]
+                found = [self._value(columns, block, position) for position in values]
             except DamagedError as error:
                 self._watch.lose(block, 1, error)
                 found = [ABSENT] * len(values)
@@ -195,14 +205,26 @@ class Straight:
         self.lost = np.array(lost, np.int64)
         return values
 
+    def _value(self, columns: dict[int, BlockRows], block: int, position: int) -> Any:
+        if position in self._views and position in columns:
+            with suppress(Exception):  # which is said below
+                return columns[position].views()(0)
+        return self._blocks.value(columns, block, position, 0)
+
 
 def buffer_for(
-    blocks: Blocks, fields: Sequence[Field], slots: int, *, keep: bool, watch: Watch | None = None
+    blocks: Blocks,
+    fields: Sequence[Field],
+    slots: int,
+    *,
+    keep: bool,
+    watch: Watch | None = None,
+    views: Collection[int] = (),
 ) -> Arena | Straight:
-    """What rows go through on their way into batches."""
+    """What rows go through on their way into batches. Of columns in ``views``, bytes and texts may come as views."""
     if blocks.manifest.rows_per_block == 1:
-        return Straight(blocks, fields, watch or Watch())
-    return Arena(blocks, fields, slots, keep=keep, watch=watch)
+        return Straight(blocks, fields, watch or Watch(), views)
+    return Arena(blocks, fields, slots, keep=keep, watch=watch, views=views)
 
 
 def _other_columns(fields: Sequence[Field]) -> list[int]:

@@ -288,9 +288,9 @@ class CachedDataset(IterableDataset[Any]):
             topology.check_unchanged(self._ranks)
 
     def __iter__(self) -> Iterator[Any]:
-        check_caller(self._recipe.batch_size)
+        sends = check_caller(self._recipe.batch_size)
         self._check_ranks()
-        worker = topology.worker()
+        worker = topology.worker()._replace(sends=sends)
         if worker.is_process:
             torch.set_num_threads(1)
             end_with_parent()
@@ -326,7 +326,7 @@ class CachedDataset(IterableDataset[Any]):
         keep = plan.order.kind != "lanes"
         watch = self._board.watch(worker.number, self.cache.manifest.blocks_per_shard, skip=self._skips)
         pipelines = [
-            Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep, watch=watch)
+            Pipeline(self._recipe, plan.reader(*self._ranks), epoch, slots, keep=keep, watch=watch, sends=worker.sends)
             for _ in range(threads)
         ]
         if not self._threads:

@@ -77,8 +77,10 @@ def check_accelerate(world_size: int) -> None:
         )
 
 
-def check_caller(batch_size: int | None) -> None:
+def check_caller(batch_size: int | None) -> bool:
     """Catch a DataLoader that would make batches of what are batches already, or short batches of samples.
+
+    Returns whether the caller is a DataLoader's fetcher, which hands on as they are what it gets.
 
     The DataLoader's fetcher for iterable datasets calls ``iter(dataset)``; whether it collates is an attribute of it.
     Where it does not, its default would make lists of tuples and refuse dates: ours are to arrive as they are.
@@ -86,11 +88,11 @@ def check_caller(batch_size: int | None) -> None:
     frame = sys._getframe(2)
     fetcher: Any = frame.f_locals.get("self")
     if "torch" not in frame.f_globals.get("__name__", "") or not hasattr(fetcher, "auto_collation"):
-        return
+        return False
     if not fetcher.auto_collation:
         if fetcher.collate_fn is default_convert:
             fetcher.collate_fn = as_it_is
-        return
+        return fetcher.collate_fn is as_it_is
     if batch_size is not None:
         raise UsageError(
             f"CachedDataset(batch_size={batch_size}) yields batches, and this DataLoader would batch them again (a "
@@ -103,3 +105,4 @@ def check_caller(batch_size: int | None) -> None:
         ShardCacheWarning,
         stacklevel=3,
     )
+    return False

@@ -31,6 +31,13 @@ class Buffers:
         self.parts, self.is_text = parts, is_text
         self.nbytes = sum([len(part) for part in parts if part is not None])
 
+    @classmethod
+    def of(cls, values: Sequence[Any], is_text: bool) -> "Buffers":
+        """Bytes, texts or views of what they are made of, mixed."""
+        if is_text and str in set(map(type, values)):
+            values = [value.encode("utf-8", "surrogatepass") if type(value) is str else value for value in values]
+        return cls(values, is_text)
+
     def sizes(self) -> bytes:
         """The size of each item, -1 for None, as int64."""
         return array("q", [-1 if part is None else len(part) for part in self.parts]).tobytes()
@@ -113,10 +120,7 @@ def _parcel(values: list[Any], rings: Rings) -> Buffers | Tensors | None:
     if kinds == {bytes} or kinds == {str}:
         if sum([len(value) for value in values if value is not None]) < LEAST_BYTES:
             return None
-        if kinds == {bytes}:
-            return Buffers(values, is_text=False)
-        texts = [None if value is None else value.encode("utf-8", "surrogatepass") for value in values]
-        return Buffers(texts, is_text=True)
+        return Buffers.of(values, is_text=kinds == {str})
     return None
 
 

@@ -16,12 +16,13 @@ from shardcache.read.arena import Out, Values, buffer_for
 from shardcache.read.collate import Meta
 from shardcache.read.fields import LIST, RAGGED, TENSOR, Assembler, Field
 from shardcache.read.geometry import Flags
+from shardcache.read.parcels import Buffers
 from shardcache.read.plan import PlanReader
 from shardcache.read.recipe import Recipe
 from shardcache.read.stand_in import StandIns
 from shardcache.read.strand import Rows
 from shardcache.read.transforms import Transform
-from shardcache.read.transport import transport
+from shardcache.read.transport import RingTransport, transport
 from shardcache.read.watch import Watch
 
 _LARGE_ROW_BYTES = 16 << 10
@@ -42,20 +43,32 @@ class Draft(NamedTuple):
 class Pipeline:
     """Makes what is yielded from the rows that ``reader`` gives; its buffer holds ``slots`` blocks.
 
-    :meth:`draft` reads and decodes, and may run in another thread; :meth:`finish` transforms and collates.
+    :meth:`draft` reads and decodes, and may run in another thread; :meth:`finish` transforms and collates. What a
+    worker process ``sends`` as it is may hold stand-ins for lists (:mod:`shardcache.read.parcels`).
     """
 
-    def __init__(self, recipe: Recipe, reader: PlanReader, epoch: int, slots: int, *, keep: bool, watch: Watch) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        reader: PlanReader,
+        epoch: int,
+        slots: int,
+        *,
+        keep: bool,
+        watch: Watch,
+        sends: bool = False,
+    ) -> None:
         self._recipe, self._reader, self._epoch = recipe, reader, epoch
         self._fields = [self._as_read(field) for field in recipe.fields]
         self._gathered = [field for field in recipe.fields if field.batch == TENSOR]
         self._as_tensor = [field.position for field in self._fields if field.batch == TENSOR]
         self._assembler = Assembler(recipe.cache.manifest, recipe.fields, recipe.cache.types)
         blocks = recipe.cache.blocks
-        self._buffer = buffer_for(blocks, recipe.fields, slots, keep=keep, watch=watch)
+        self._transport = transport(recipe.transport, recipe.memory)
+        self._views = self._sent_as_views(watch) if sends else frozenset()
+        self._buffer = buffer_for(blocks, recipe.fields, slots, keep=keep, watch=watch, views=self._views)
         self._stand_ins = StandIns(blocks, recipe.cache.geometry, recipe.fields, watch)
         self._joiners = {f.position: self._assembler.field_joiner(f) for f in recipe.fields if len(f.positions) > 1}
-        self._transport = transport(recipe.transport, recipe.memory)
         heap.keep_room(recipe.bytes_at_once)
         self._guard: Callable[[], Any] = transforms.global_generators_kept if recipe.draws else nullcontext
 
@@ -66,6 +79,17 @@ class Pipeline:
         if field.batch == TENSOR and self._recipe.policies.of(field.name, varies=False) != "stack":
             return dataclasses.replace(field, batch=RAGGED if field.type in ("tensor", "array") else LIST)
         return field
+
+    def _sent_as_views(self, watch: Watch) -> frozenset[int]:
+        """Bytes and texts that nobody sees before they are sent: no objects are made of them on this side."""
+        recipe = self._recipe
+        if not isinstance(self._transport, RingTransport) or recipe.makes_samples or recipe.batch_transform:
+            return frozenset()
+        if watch.skips or recipe.cache.types:  # a stand-in is a copy; a class of the user's may look at its fields
+            return frozenset()
+        changed = {*recipe.column_transforms, *recipe.decoders, *recipe.policies.named}
+        chosen = [field for field in recipe.fields if field.type in ("bytes", "str") and field.name not in changed]
+        return frozenset(field.position for field in chosen if len(field.positions) == 1)
 
     def run(self, steps: Iterable[int]) -> Iterator[Any]:
         """What is yielded for the steps."""
@@ -175,6 +199,9 @@ class Pipeline:
             if transform is not None:
                 column = self._applied(transform, column, draft.sources)
             column = [None if value is ABSENT else value for value in column]
+            if field.position in self._views:
+                entries[field.position] = Buffers.of(column, is_text=field.type == "str")
+                continue
             as_batch = (
                 collate.list_column(field, column, self._recipe.policies)
                 if transform is None and field.name not in self._recipe.decoders

@@ -23,6 +23,7 @@ class Worker(NamedTuple):
     workers: int
     is_process: bool
     pool: int = 0  # a number that all workers of one iterator of a DataLoader have in common
+    sends: bool = False  # what it yields is sent as it is
 
 
 def ranks(rank: int | None, world_size: int | None) -> Ranks:

@@ -42,6 +42,23 @@ def assert_same(column: Column, values: list[Any], form: int | None = None) -> N
     assert [told(rows.value(row)) for row in range(len(values))] == [told(value) for value in values]
     taken = map(rows_of(column, values).taker(), range(len(values)))
     assert [told(value) for value in taken] == [told(value) for value in values]
+    viewed = map(rows_of(column, values).views(), range(len(values)))
+    assert [told(made(column, value)) for value in viewed] == [told(value) for value in values]
+
+
+def made(column: Column, value: Any) -> Any:
+    """What a view stands for."""
+    if type(value) is not memoryview:
+        return value
+    return bytes(value) if column.type == "bytes" else str(value, "utf-8")
+
+
+@pytest.mark.parametrize(("sizes", "data"), [([1, 1], "\u00fc".encode()), ([2, 1], b"ab\xff"), ([1, 2], b"a\xc3a")])
+def test_texts_that_are_none_by_themselves_are_not_viewed(sizes: list[int], data: bytes) -> None:
+    body = np.frombuffer(np.array(sizes, "<u8").tobytes() + data, np.uint8)
+    take = BlockRows(TEXT, Form.RAGGED, body, 2, DECODE, lambda row: b"").views()
+    with pytest.raises(UnicodeDecodeError):
+        take(1)
 
 
 def column_of(values: list[Any]) -> Column:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
+import shardcache
+from shardcache import CachedDataset
 from shardcache.read import messages, parcels
 from shardcache.read.ring import Rings
 from shardcache.read.transport import transport
 from tests import strategies
 from tests.exact import exact
+from tests.read.sources import Mapped, Source, load
 
 pytestmark = strategies.QUIET
 
@@ -121,3 +125,51 @@ def test_a_consumer_may_keep_what_it_gets_since_it_is_its_own() -> None:
     for number, (texts, data) in enumerate(found):
         assert texts == [str(number) * BIG, None, "\u00fc"]
         assert data == [bytes([number]) * (BIG + number)]
+
+
+class Pages(Source):
+    """Texts and files of up to some thousand bytes, and texts or None; ``long``: one of them lies by itself."""
+
+    size = 90
+
+    def __init__(self, long: bool = False) -> None:
+        super().__init__()
+        self.long = long
+
+    def __getitem__(self, index: int) -> Any:
+        letters = "abc" if index < 45 else "a\u00fc\u65e5\U0001f600"
+        text = letters * (index % 31 * 20)
+        data = bytes([index]) * (9_000_000 if self.long and index == 7 else index % 29 * 300)
+        return {"text": text, "data": data, "maybe": text if index % 3 else None, "number": index}
+
+
+def seen(batch: Any) -> Any:
+    """What the user's code gets is lists, in a worker as well."""
+    assert {type(batch[name]) for name in ("text", "data", "maybe")} == {list}
+    assert {type(value) for name in ("text", "data") for value in batch[name]} == {str, bytes}
+    return batch
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": "none"}, {"codec": "none", "block_bytes": 1}])
+def test_texts_and_files_are_the_same_by_every_way_from_a_cache(tmp_path: Path, options: dict[str, Any]) -> None:
+    source = Pages(long="block_bytes" in options)
+    options = {"block_bytes": 9000, "num_workers": 0, **options}
+    cache = shardcache.build(source, tmp_path / "cache", progress=False, **options)
+    for io in ("mmap", "pread"):
+
+        def dataset(io: str = io) -> CachedDataset:
+            return CachedDataset(cache, batch_size=16, shuffle=True, io=io)
+
+        in_process = [seen(batch) for batch in dataset()]
+        samples = [
+            dict(zip(batch, row, strict=True)) for batch in in_process for row in zip(*batch.values(), strict=True)
+        ]
+        assert sorted(int(sample["number"]) for sample in samples) == list(range(len(source)))
+        assert all(sample == source[int(sample["number"])] for sample in samples)
+        for sent in (
+            DataLoader(dataset(), batch_size=None, num_workers=2),
+            DataLoader(dataset(), batch_size=None, num_workers=1, collate_fn=seen),
+            load(Mapped(dataset(), seen), 1),
+            dataset().loader(1),
+        ):
+            assert [repr(seen(batch)) for batch in sent] == [repr(batch) for batch in in_process]
