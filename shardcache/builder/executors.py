@@ -12,7 +12,6 @@ import concurrent.futures
 import os
 import pickle
 import secrets
-import shutil
 import socket
 import sys
 import threading
@@ -28,10 +27,12 @@ import msgspec
 
 from shardcache.builder.shards import Report, ShardRecord, build_shard
 from shardcache.builder.source import Source
-from shardcache.builder.staging import ATTEMPTS, storage_errors
+from shardcache.builder.staging import ATTEMPTS
+from shardcache.builder.swap import discard
 from shardcache.builder.work import Work, sendable
 from shardcache.errors import BuildError, ShardCacheError, StorageError, UsageError, WorkerDiedError
 from shardcache.format import spec
+from shardcache.format.files import storage_errors
 
 _PATIENCE_S = 5.0  # with those who are at a shard when the build ends
 _LOOK_S = 1.0  # how often they look whether it has
@@ -96,9 +97,9 @@ def build_in_executor(
     finally:
         for future in running:
             future.cancel()
-        shutil.rmtree(attempts, ignore_errors=True)
+        discard(attempts)
         concurrent.futures.wait(running, _PATIENCE_S)
-        shutil.rmtree(attempts, ignore_errors=True)  # what they wrote meanwhile
+        discard(attempts)  # what they wrote meanwhile
         _ours.pop((key, os.getpid()), None)
 
 

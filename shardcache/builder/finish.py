@@ -10,10 +10,11 @@ import msgspec
 
 from shardcache.builder.parts import described, parts_in
 from shardcache.builder.shards import ShardRecord
-from shardcache.builder.staging import Staging, storage_errors
+from shardcache.builder.staging import Staging
 from shardcache.builder.target import check, is_taken, target_of
 from shardcache.errors import BuildError, CacheNotFoundError, DamagedShardError
 from shardcache.format import pages, provenance, spec
+from shardcache.format.files import let_go, storage_errors
 from shardcache.format.provenance import Provenance
 from shardcache.read.cache import Cache
 from shardcache.read.cache import open as open_cache
@@ -85,7 +86,7 @@ def _is_sound(directory: Path, record: ShardRecord) -> bool:
     except DamagedShardError:
         return False
     finally:
-        os.close(descriptor)
+        let_go(descriptor)
 
 
 def _provenance(directory: Path) -> Provenance | None:

@@ -7,12 +7,14 @@ end with the process that has them, however it ends.
 import os
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import filelock
 
 from shardcache.builder.parts import Part, parts_in
 from shardcache.errors import BuildInProgressError, BuildMismatchError, StorageError
+from shardcache.format.files import let_go
 
 try:
     import fcntl
@@ -40,7 +42,8 @@ class Whole:
         return True
 
     def release(self) -> None:
-        self._lock.release()
+        with suppress(OSError):  # of the file system; the lock ends with this process at the latest
+            self._lock.release()
 
 
 class Shared:
@@ -80,7 +83,7 @@ class Shared:
                 if os.fstat(self._descriptor).st_nlink:
                     _held.add(self)
                     return
-            os.close(self._descriptor)
+            let_go(self._descriptor)
             self._descriptor = -1
         raise BuildInProgressError(f"{target}: another process is building the whole of this cache now")
 
@@ -106,14 +109,15 @@ class Shared:
         return True
 
     def release(self) -> None:
-        self._lock.release()
+        with suppress(OSError):
+            self._lock.release()
         self.close()
 
     def close(self) -> None:
         """In a fork too: an orphan of an executor must not keep the build that continues out."""
         _held.discard(self)
         if self._descriptor >= 0:
-            os.close(self._descriptor)
+            let_go(self._descriptor)
             self._descriptor = -1
 
 

@@ -14,6 +14,7 @@ from shardcache.builder.source import Source
 from shardcache.builder.tolerance import Block, merged, note
 from shardcache.format import block, spec
 from shardcache.format.block import Place
+from shardcache.format.files import storage_errors
 from shardcache.format.manifest import ColumnTotals, Manifest
 from shardcache.format.pages import ShardSeal
 from shardcache.format.provenance import SkipNote
@@ -78,8 +79,9 @@ def write_shard(
     rows, skipped = 0, list[int]()
     notes: tuple[SkipNote, ...] = ()
     path = directory / spec.shard_name(number)
-    path.with_suffix(".json").unlink(missing_ok=True)  # a record of what is not there any more
-    path.unlink(missing_ok=True)  # what a worker left that was killed at it
+    with storage_errors(path):
+        path.with_suffix(".json").unlink(missing_ok=True)  # a record of what is not there any more
+        path.unlink(missing_ok=True)  # what a worker left that was killed at it
 
     def say(rows: int, new: tuple[SkipNote, ...]) -> None:
         report(Report(number, rows, sum(encoder.raw_bytes), sum(encoder.stored_bytes), new))

@@ -12,7 +12,6 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,11 +21,11 @@ from shardcache.builder.differences import difference
 from shardcache.builder.locks import LOCK, Shared, Whole
 from shardcache.builder.parts import Part
 from shardcache.builder.shards import ShardRecord
-from shardcache.builder.swap import put_in_place
+from shardcache.builder.swap import discard, put_in_place
 from shardcache.builder.tolerance import merged, said
-from shardcache.errors import BuildMismatchError, ManifestError, SampleError, ShardCacheError, StorageError
+from shardcache.errors import BuildMismatchError, ManifestError, SampleError
 from shardcache.format import manifest, provenance, skipped, spec
-from shardcache.format.files import NotAFileError, read_regular, sync_directory, write_whole
+from shardcache.format.files import NotAFileError, read_regular, storage_errors, sync_directory, write_whole
 from shardcache.format.manifest import ColumnTotals, Manifest, Skipped
 from shardcache.format.provenance import Provenance, SkipNote
 
@@ -35,18 +34,6 @@ ATTEMPTS = "attempts-"  # how a directory begins in which shards are being built
 _PLAN = "plan.json"
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _OURS = ("shard-", "part-", ATTEMPTS, _PLAN, spec.MANIFEST_NAME, spec.PROVENANCE_NAME)
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Every refusal of the file system as a :class:`StorageError` that names the path."""
-    try:
-        yield
-    except ShardCacheError:
-        raise
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise StorageError(f"{path}: cannot be written ({reason})") from error
 
 
 class Staging:
@@ -74,7 +61,7 @@ class Staging:
             with storage_errors(self.directory):
                 begun = any(self.directory.glob("shard-*.json")) or (self.directory / spec.MANIFEST_NAME).exists()
             if not begun and not self._published and self._lock.alone():
-                shutil.rmtree(self.directory, ignore_errors=True)  # nothing in it is worth continuing
+                discard(self.directory)  # nothing in it is worth continuing
         finally:
             self._lock.release()
 
@@ -168,7 +155,9 @@ class Staging:
 
     def forget(self, number: int) -> None:
         """A shard is not what its record says."""
-        record_path(self.directory, number).unlink(missing_ok=True)
+        path = record_path(self.directory, number)
+        with storage_errors(path):
+            path.unlink(missing_ok=True)
 
     def publish(
         self, plan: Manifest, records: dict[int, ShardRecord], origin: Provenance | None, replace: bool

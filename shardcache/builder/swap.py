@@ -5,6 +5,7 @@ import errno
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from shardcache.errors import CacheExistsError
@@ -31,11 +32,17 @@ def put_in_place(directory: Path, target: Path, replace: bool) -> None:
     directory.rename(target)
 
 
+def discard(directory: Path) -> None:
+    """Delete what nobody needs, as much of it as the file system lets go."""
+    with suppress(OSError):  # not even with ignore_errors does it ignore all of them
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def sweep(target: Path) -> None:
     """Delete what was replaced at a path, but for what somebody still reads."""
     for old in replaced(target):
         if not is_held(old):
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
 
 
 def _replace(directory: Path, target: Path) -> None:

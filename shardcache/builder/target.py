@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from shardcache.builder.staging import storage_errors
 from shardcache.errors import CacheExistsError, UsageError
 from shardcache.format import spec
+from shardcache.format.files import storage_errors
 
 
 def check(if_exists: str) -> None:

@@ -3,7 +3,11 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from shardcache.errors import ShardCacheError, StorageError
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,7 +39,25 @@ def read_regular(path: Path, most: int) -> bytes:
         with open(fd, "rb", closefd=False) as file:
             return file.read(most)
     finally:
-        os.close(fd)
+        let_go(fd)
+
+
+def let_go(descriptor: int) -> None:
+    """Close a descriptor through which nothing was written: that this fails is no news of what was read or locked."""
+    with suppress(OSError):
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(path: Path, verb: str = "written") -> Iterator[None]:
+    """Every refusal of the file system as a :class:`StorageError` that names the path: it cannot be written."""
+    try:
+        yield
+    except ShardCacheError:
+        raise
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise StorageError(f"{path}: cannot be {verb} ({reason})") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

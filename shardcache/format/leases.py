@@ -32,6 +32,7 @@ import numpy as np
 
 from shardcache.errors import MissingShardError, ShardCacheError, StorageError, UsageError
 from shardcache.format import pages
+from shardcache.format.files import let_go
 from shardcache.format.pages import KEY_BYTES, ShardSeal, Table, damaged
 
 MAX_OPEN = 128  # each costs a file descriptor, of which a process often has 1,024
@@ -72,7 +73,7 @@ class _Descriptor:
         """Read what begins at ``offset`` into ``outs``, one after the other."""
         pages.preadv(self._fd, outs, offset, name)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, `os` may be gone before this is
+    def __del__(self, close: Callable[[int], None] = let_go) -> None:  # at exit, `os` may be gone before this is
         if hasattr(self, "_fd"):
             close(self._fd)
 
@@ -186,7 +187,7 @@ class _OpenShards:
         except OSError as error:
             raise unreadable(file.path, name, error) from error
         finally:
-            os.close(fd)
+            let_go(fd)
 
     def _keep(self, inode: tuple[int, int, str], opened: OpenShard) -> None:
         with self._lock:

@@ -54,10 +54,12 @@ class ShardWriter:
         self._last_key = b""
         self._pending = 0
         self._fd = -1
+        self._is_made = False  # and not finished: whoever ends here removes the file
         self._env: lmdb.Environment | None = None
         self._txn: lmdb.Transaction[bytes] | None = None
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            self._is_made = True
             # Not synchronised: what a crash leaves of an unfinished shard is never read, and ``finish`` calls fsync.
             self._env = lmdb.open(_alias(self._fd, path), map_size=MAP_BYTES, sync=False, metasync=False, **OPTIONS)
             self._txn = self._env.begin(write=True)
@@ -122,24 +124,31 @@ class ShardWriter:
         try:
             os.fsync(self._fd)
             seal = pages.seal(self._fd, str(self._path))
+            self._close()
         except (lmdb.Error, OSError) as error:
             raise self._failed(error) from error
         except DamagedShardError as error:
             self.abort()
             raise StorageError(f"{self._path}: the disk does not hold what was written to it: {error}") from error
-        os.close(self._fd)
-        self._fd = -1
+        self._is_made = False
         return seal
 
     def abort(self) -> None:
         """Close and remove the file, unless ``finish`` was reached. Calling it again does nothing."""
         with suppress(lmdb.Error):
             self._close_environment()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with suppress(OSError):
+            self._close()
+        if self._is_made:
+            self._is_made = False
             with suppress(OSError):
                 self._path.unlink()
+
+    def _close(self) -> None:
+        """Once only, even where that fails: some file systems say no sooner that they could not write."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _open(self) -> "tuple[lmdb.Environment, lmdb.Transaction[bytes]]":
         if self._env is None or self._txn is None:

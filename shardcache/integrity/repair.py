@@ -10,7 +10,6 @@ verifies again and does what is left.
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,11 +22,12 @@ from shardcache.builder.build import build
 from shardcache.builder.engine import Engine
 from shardcache.builder.progress import Progress, listener
 from shardcache.builder.source import Recipe, Source
-from shardcache.builder.staging import storage_errors
 from shardcache.builder.stream import Stream
+from shardcache.builder.swap import discard
 from shardcache.builder.work import Work
-from shardcache.errors import BuildInProgressError, ManifestError
+from shardcache.errors import BuildInProgressError, ManifestError, StorageError
 from shardcache.format import compression, shard, spec
+from shardcache.format.files import let_go, storage_errors
 from shardcache.format.manifest import Manifest
 from shardcache.integrity.report import Report
 from shardcache.integrity.verify import verify
@@ -101,6 +101,7 @@ def repair(
     recipe = Recipe(dataset, kwargs)
     report = verify(directory)
     if report or report.manifest is None:
+        _sweep(directory)
         return Repair(directory, _with_manifest(report))
     # The cache by descriptor: one that another process puts in its place meanwhile is not touched.
     with _workshop(directory) as workshop, _opened(directory) as cache:
@@ -164,8 +165,16 @@ def _workshop(directory: Path) -> Iterator[Path]:
     try:
         yield workshop
     finally:
-        shutil.rmtree(workshop, ignore_errors=True)  # the lock last would let another one in between
-        lock.release()
+        discard(workshop)  # the lock last would let another one in between
+        with suppress(OSError):
+            lock.release()
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what a repair has left that was killed when all was done."""
+    if os.path.isdir(directory.with_name(directory.name + ".repair")):
+        with suppress(BuildInProgressError, StorageError), _workshop(directory):
+            pass
 
 
 def _rebuilt(engine: Engine, work: Work, source: Source, damaged: Sequence[int], progress: bool) -> Iterator[int]:
@@ -184,7 +193,7 @@ def _opened(directory: Path) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        os.close(descriptor)
+        let_go(descriptor)
 
 
 def _put_back(workshop: Path, name: str, cache: int) -> None:

@@ -25,6 +25,7 @@ from shardcache.format import block, leases, nested, pages, spec
 from shardcache.format import manifest as manifests
 from shardcache.format.block import Body, Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
+from shardcache.format.files import let_go
 from shardcache.format.leases import ShardReader
 from shardcache.format.manifest import ColumnTotals, Manifest
 from shardcache.integrity.report import LISTED, UNEXPECTED, Problem, Report, said
@@ -242,7 +243,7 @@ def _descriptor(path: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 def _sum(parts: Sequence[ColumnTotals]) -> ColumnTotals:
@@ -270,4 +271,8 @@ def _extra_files(directory: Path, manifest: Manifest) -> list[str]:
         spec.SKIPPED_NAME,
         *map(spec.shard_name, range(len(manifest.shards))),
     }
-    return [f"{name}: is not a part of the cache" for name in sorted(os.listdir(directory)) if name not in known]
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        return [f"{directory}: what else is in it cannot be listed ({error.strerror or error})"]
+    return [f"{name}: is not a part of the cache" for name in names if name not in known]

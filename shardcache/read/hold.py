@@ -16,6 +16,7 @@ from pathlib import Path
 import filelock
 
 from shardcache.format import spec
+from shardcache.format.files import let_go
 
 try:
     import fcntl
@@ -40,7 +41,7 @@ class Hold:
             if fcntl is not None:  # some file systems have no locks: then nobody can tell that it is in use
                 fcntl.flock(self._manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit, `os` may be gone before this is
+    def __del__(self, close: Callable[[int], None] = let_go) -> None:  # at exit, `os` may be gone before this is
         for descriptor in (self._manifest, self.directory):
             if descriptor is not None:
                 close(descriptor)
@@ -65,7 +66,7 @@ def is_held(path: Path) -> bool:
     except (OSError, NotImplementedError):
         return True
     finally:
-        os.close(descriptor)
+        let_go(descriptor)
 
 
 def _opened(file: Path) -> int:

@@ -3,12 +3,13 @@
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from shardcache.errors import CacheError, UsageError
+from shardcache.errors import CacheError, CacheNotFoundError, StorageError, UsageError
 from shardcache.read.hold import replaced
 from shardcache.registry.store import Slot, slots
 
@@ -39,23 +40,28 @@ def listing(root: Path, name: str | None = None) -> list[Kept]:
 
 
 def _kept(slot: Slot) -> Kept:
-    samples = made = None
-    state = "published" if slot.is_published else "unfinished"
+    state, samples, made, size = "unfinished", None, None, 0
     try:
         if slot.is_published:
-            samples, made = slot.manifest().kept, (slot.path / "manifest.json").stat().st_mtime
-    except (CacheError, OSError):
-        state = "damaged" if slot.is_published else "unfinished"
-    places = [slot.path, slot.path.with_name(f"{slot.key}.partial"), *replaced(slot.path)]
-    size = sum(_bytes(file) for place in places for file in place.glob("*"))
+            state = "damaged"
+            samples, made = slot.manifest().kept, slot.made
+            state = "published"
+        places = [slot.path, slot.path.with_name(f"{slot.key}.partial"), *replaced(slot.path)]
+        size = sum(map(_bytes, places))
+    except CacheNotFoundError:  # it went just now
+        state = "unfinished"
+    except (CacheError, StorageError, OSError):
+        state = "damaged"
     return Kept(slot, samples, size, made, slot.last_used, slot.is_in_use, slot.is_pinned, state)
 
 
-def _bytes(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:  # it went just now
-        return 0
+def _bytes(directory: Path) -> int:
+    """Of the files in a directory: 0 where it is not there."""
+    total = 0
+    for file in directory.glob("*"):
+        with suppress(OSError):  # it went just now
+            total += file.stat().st_size
+    return total
 
 
 def prunable(kept: Iterable[Kept], max_size: int | None, unused_for: float | None) -> list[Kept]:

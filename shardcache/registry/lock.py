@@ -12,8 +12,8 @@ from pathlib import Path
 
 import filelock
 
-from shardcache.builder.staging import storage_errors
 from shardcache.errors import StorageError
+from shardcache.format.files import let_go, storage_errors
 
 _held: set[int] = set()
 _FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
@@ -33,20 +33,20 @@ class BuildLock:
         try:
             taken = _lock(descriptor, self._file)
         except BaseException:
-            os.close(descriptor)
+            let_go(descriptor)
             raise
         if taken:
             self._descriptor = descriptor
             _held.add(descriptor)
         else:
-            os.close(descriptor)
+            let_go(descriptor)
         return taken
 
     def release(self) -> None:
         """Let go of it, if it is held."""
         if self._descriptor is not None:
             _held.discard(self._descriptor)
-            os.close(self._descriptor)
+            let_go(self._descriptor)
             self._descriptor = None
 
     def is_taken(self) -> bool:
@@ -62,7 +62,7 @@ class BuildLock:
         except StorageError:
             return True
         finally:
-            os.close(descriptor)
+            let_go(descriptor)
 
     def _open(self) -> int:
         """For writing where that is permitted: NFS grants the lock to nobody else."""
@@ -93,7 +93,7 @@ def _lock(descriptor: int, file: Path) -> bool:
 
 def _let_go() -> None:
     for descriptor in _held:
-        os.close(descriptor)  # the parent's stays locked
+        let_go(descriptor)  # the parent's stays locked
     _held.clear()
 
 

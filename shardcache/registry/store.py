@@ -9,7 +9,6 @@ worth copying elsewhere. ``N`` has the permissions of the folder around it.
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,12 +18,11 @@ from pathlib import Path
 import msgspec
 import platformdirs
 
-from shardcache.builder.staging import storage_errors
-from shardcache.builder.swap import sweep
+from shardcache.builder.swap import discard, sweep
 from shardcache.errors import CacheNotFoundError, StorageError, UsageError
 from shardcache.format import manifest as manifests
 from shardcache.format import spec
-from shardcache.format.files import read_regular, write_whole
+from shardcache.format.files import read_regular, storage_errors, write_whole
 from shardcache.format.manifest import Manifest
 from shardcache.read.hold import REPLACED, is_held, replaced
 from shardcache.registry.data import Files
@@ -94,7 +92,8 @@ class Slot:
     @property
     def is_published(self) -> bool:
         """Whether there is a cache."""
-        return (self.path / spec.MANIFEST_NAME).is_file()
+        with storage_errors(self.path, "looked at"):
+            return (self.path / spec.MANIFEST_NAME).is_file()
 
     def beside(self, what: str) -> Path:
         """A file beside the cache."""
@@ -162,7 +161,8 @@ class Slot:
     @property
     def is_pinned(self) -> bool:
         """Whether it must not be pruned."""
-        return self.beside("pin").exists()
+        with storage_errors(self.path, "looked at"):
+            return self.beside("pin").exists()
 
     @property
     def is_in_use(self) -> bool:
@@ -173,9 +173,9 @@ class Slot:
         """Delete it; False where it is in use. What is deleted was renamed away first: nobody opens a half of it."""
         lock = self.lock()
         try:
-            if not self.folder.is_dir() or not lock.acquire():
-                return not self.folder.is_dir()
             with storage_errors(self.path):
+                if not self.folder.is_dir() or not lock.acquire():
+                    return not self.folder.is_dir()
                 if is_held(self.path):
                     return False
                 self._remove()
@@ -188,7 +188,7 @@ class Slot:
             self.beside(what).unlink(missing_ok=True)
         if self.path.exists():
             self.path.rename(self.path.with_name(f"{self.key}{REPLACED}{secrets.token_hex(4)}"))
-        shutil.rmtree(self.path.with_name(f"{self.key}.partial"), ignore_errors=True)
+        discard(self.path.with_name(f"{self.key}.partial"))
         sweep(self.path)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from shardcache.format import manifest, pages, shard, spec
 from tests.faults.children import in_children, judge
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import Readable, Victim, build, epoch, readable, rows, victim
 
 FAULT = "valid values exchanged (blocks, columns, shards, caches)"
@@ -93,7 +93,7 @@ class Exchanged:
         return Outcome("refused", f"{what}: {outcome.what}")
 
 
-def run(trials: int, seed: int) -> Figures:
+def run(asked: Asked) -> Figures:
     """All pairs of values of a small cache, and each of its values with every one of the same key of another cache."""
     with victim(size=SMALL) as path:
         other = path.with_name("other")
@@ -101,6 +101,5 @@ def run(trials: int, seed: int) -> Figures:
         here, there = values_of(path), values_of(other)
         pairs = list(itertools.combinations(here, 2))
         pairs += [(one, two) for one in here for two in there if one.key == two.key]
-        step = max(1, len(pairs) // trials)
-        trial = Exchanged(path, other, pairs[seed % step :: step])
-        return in_children(trial, len(trial.pairs), prepare=lambda: readable(path))
+        trial = Exchanged(path, other, asked.order(pairs))
+        return in_children(trial, asked.within(len(pairs)), prepare=lambda: readable(path))

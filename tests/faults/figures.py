@@ -1,12 +1,38 @@
-"""What a campaign came to: how many trials ended in which way, and which of them broke the promise."""
+"""Which trials of a campaign are asked for, what it came to, and which of them broke the promise."""
 
+import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-KEPT = 20  # misses whose text is kept
+KEPT = 100  # misses whose text is kept
 
 # What may happen to a trial without breaking a promise. Everything else is a miss.
 GOOD = frozenset({"refused", "right", "served", "old", "new", "nothing", "continued", "flat", "works"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """``trials`` trials from number ``first`` on. What a trial does follows from ``seed`` and its number alone."""
+
+    trials: int
+    seed: int = 0
+    first: int = 0
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.trials)
+
+    def within(self, count: int) -> range:
+        """The numbers, where there are no more than ``count`` trials."""
+        return range(min(self.first, count), min(self.first + self.trials, count))
+
+    def order(self, items: Sequence[T]) -> list[T]:
+        """Items in the order in which their trials are done: some of them are a fair sample."""
+        return random.Random(self.seed).sample(items, len(items))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""A disk that is full at any moment of a build, a limit on the size of a file, a disk that is read-only."""
+"""A disk that is full at any moment of a build, a limit on the size of a file, a disk that is read-only.
+
+What a quota says (EDQUOT) is said by the layer of :mod:`tests.faults.io_errors`, at each call.
+"""
 
 import gc
 import os
@@ -11,15 +14,16 @@ from pathlib import Path
 from shardcache import StorageError
 from shardcache.format import leases
 from tests.faults.children import in_children
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import Victim, build, readable, small_limits, victim, workshop
 
-FAULT = "disk full at any moment, quota, read-only"
+FAULT = "disk full at any moment, files limited, read-only"
 REQUIRED = "says so, nothing published, nothing left"
 SHORT, LONG = 12, 100
 
 ENOUGH = 8 << 20
 PAGE = 4096
+GOLDEN = 0.6180339887498949
 
 
 @contextmanager
@@ -38,10 +42,13 @@ def remount(directory: Path, options: str) -> None:
 
 
 class Full:
-    """Trial n: a build on a disk of so many pages, into nothing or over a cache that is there."""
+    """Trial n: a build on a disk of so many pages, into nothing or over a cache that is there.
 
-    def __init__(self, directory: Path, trials: int, needed: int) -> None:
-        self.directory, self.trials, self.needed = directory, trials, needed
+    Any number of trials after each other have sizes that lie evenly between nothing and all that is needed.
+    """
+
+    def __init__(self, directory: Path, needed: int) -> None:
+        self.directory, self.needed = directory, needed
         with small_limits():
             self.expected = {}
             for salt in (0, 1):
@@ -53,8 +60,8 @@ class Full:
         if number == 0:
             return self.read_only()
         if number % 4 == 3:
-            return self.limited(number, PAGE * (1 + number * (self.needed // PAGE // 3) // self.trials))
-        pages = 2 + number * (self.needed // PAGE + 4) // self.trials
+            return self.limited(number, PAGE * (1 + int(number * GOLDEN % 1 * (self.needed // PAGE // 3))))
+        pages = 2 + int(number * GOLDEN % 1 * (self.needed // PAGE + 4))
         with disk(self.directory / "disk", f"size={ENOUGH}") as where:
             replaces = number % 4 == 2
             if replaces:
@@ -115,10 +122,10 @@ class Full:
             return self.attempt(where, False, "read-only")
 
 
-def run(trials: int, seed: int) -> Figures:
+def run(asked: Asked) -> Figures:
     if os.geteuid() or not Path("/proc/mounts").exists():
         return Figures(skipped="a disk of a given size is a tmpfs, and mounting one needs root on Linux")
     with victim() as path:
         needed = sum(-(-file.stat().st_size // PAGE) * PAGE for file in path.iterdir())
     with workshop() as directory, small_limits():
-        return in_children(Full(directory, trials, needed), trials)
+        return in_children(Full(directory, needed), asked.numbers)

@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import xxhash
@@ -16,7 +17,7 @@ from shardcache.format import block, compression, manifest, pages, spec
 from shardcache.format.block import PREFIX_BYTES, Place
 from tests.faults.children import attempt, in_children
 from tests.faults.exchanged import Value, put, values_of
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.flips import DAMAGES, write
 from tests.faults.victims import epoch, readable, rows, victim
 
@@ -110,6 +111,7 @@ class Hostile:
         self.content = manifest.read(path)
         self.files = {file: file.read_bytes() for file in path.iterdir()}
         self.values = values_of(path)
+        self.ways: tuple[Callable[[Path], Any], ...] = (rows, epoch)
 
     def place(self, value: Value) -> Place:
         return Place(bytes.fromhex(self.content.cache_id), value.shard, value.key)
@@ -139,7 +141,8 @@ class Hostile:
             )
 
     def fuzzed(self, number: int) -> Outcome:
-        draw = random.Random(f"{self.seed} {number}")
+        """Read by index and in batches in turns."""
+        draw, self.ways = random.Random(f"{self.seed} {number}"), ((rows, epoch)[number % 2],)
         if draw.random() < 0.25:
             return self.with_pages(draw)
         value = draw.choice(self.values)
@@ -185,7 +188,7 @@ class Hostile:
         return self.read(f"shard {number}, its pages")
 
     def read(self, what: str) -> Outcome:
-        outcomes = [attempt(lambda read=read: read(self.path)) for read in (rows, epoch)]
+        outcomes = [attempt(lambda read=read: read(self.path)) for read in self.ways]
         worst = max(outcomes, key=lambda outcome: ["served", "refused"].count(outcome.kind) == 0)
         return Outcome(worst.kind, f"{what}: {worst.what}")
 
@@ -198,15 +201,15 @@ class Hostile:
                 os.utime(file)
 
 
-def run(trials: int, seed: int) -> Figures:
-    """The catalogue and ``trials`` fuzzed values and trees; a short run tries every tenth of the catalogue."""
+def run(asked: Asked) -> Figures:
+    """The catalogue, before trial 0, and fuzzed values and trees; a short run tries every tenth of the catalogue."""
     with victim() as path:
-        hostile = Hostile(path, seed)
-        crafted = list(hostile.crafted())[:: 1 if trials > SHORT else 10]
+        hostile = Hostile(path, asked.seed)
+        crafted = [] if asked.first else list(hostile.crafted())[:: 1 if asked.trials > SHORT else 10]
         limits = {"memory_bytes": MEMORY_BYTES, "prepare": lambda: readable(path)}
         figures = in_children(
-            lambda number: hostile.restored(lambda: hostile.with_value(*crafted[number])), len(crafted), **limits
+            lambda number: hostile.restored(lambda: hostile.with_value(*crafted[number])), range(len(crafted)), **limits
         )
         hostile.restored(lambda: Outcome("right"))
-        figures += in_children(lambda number: hostile.restored(lambda: hostile.fuzzed(number)), trials, **limits)
+        figures += in_children(lambda number: hostile.restored(lambda: hostile.fuzzed(number)), asked.numbers, **limits)
         return figures

@@ -14,8 +14,8 @@ from typing import Any
 import shardcache
 from shardcache import verify
 from shardcache.format import leases, spec
-from tests.faults.children import attempt, in_children
-from tests.faults.figures import Figures, Outcome
+from tests.faults.children import Aside, attempt, in_children
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import readable, victim
 
 FAULT = "hostile manifest, its digest made to fit"
@@ -259,9 +259,20 @@ class Hostile:
         self.content: Content = json.loads(self.manifest.read_bytes())
         self.skipping: Content = {**self.content, "skipped": {"count": 3, "rows": "AAUB"}}  # rows 0, 6, 8
 
-    def __call__(self, number: int) -> Outcome:
+    def begin(self) -> None:
+        """In each child: all that a reader loads once is loaded, and the next manifest is made by another process."""
+        self.write(signed(self.content))
+        readable(self.path)
+        self.use(with_verify=True)
+        self.fuzz = Aside(self.write_fuzzed)
+
+    def write_fuzzed(self, number: int) -> None:
+        """It may take much more memory than a reader, who refuses it by its size."""
         draw = random.Random(f"{self.seed} {number}")
         self.write(fuzzed(draw, draw.choice([self.content, self.skipping])))
+
+    def __call__(self, number: int) -> Outcome:
+        self.fuzz(number)
         return self.use(number % VERIFY_EVERY == 0)
 
     def made(self, data: bytes | int) -> Outcome:
@@ -298,23 +309,12 @@ def batches(cache: shardcache.Cache, order: str) -> None:
         pass
 
 
-def run(trials: int, seed: int) -> Figures:
-    """The catalogue, each entry in a process of its own, and ``trials`` fuzzed manifests."""
+def run(asked: Asked) -> Figures:
+    """Fuzzed manifests; and the catalogue, after trial 0, each entry in a process of its own."""
     with victim() as path:
-        trial = Hostile(path, seed)
-        figures = in_children(trial, trials, hang_s=HANG_S, memory_bytes=MEMORY_BYTES, prepare=lambda: prepare(trial))
-        for data in catalogue(trial.content):
-            figures += in_children(
-                lambda _, data=data: trial.made(data),
-                1,
-                hang_s=HANG_S,
-                memory_bytes=MEMORY_BYTES,
-                prepare=lambda: prepare(trial),
-            )
+        trial = Hostile(path, asked.seed)
+        limits = {"hang_s": HANG_S, "memory_bytes": MEMORY_BYTES, "prepare": trial.begin}
+        figures = in_children(trial, asked.numbers, **limits)
+        for data in [] if asked.first else catalogue(trial.content):
+            figures += in_children(lambda _, data=data: trial.made(data), range(1), **limits)
         return figures
-
-
-def prepare(trial: Hostile) -> None:
-    trial.write(signed(trial.content))
-    readable(trial.path)
-    trial.use(with_verify=True)

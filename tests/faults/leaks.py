@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 import shardcache
 from shardcache.format import leases
 from tests.faults.children import in_children
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import victim
 
 FAULT = "descriptors, mappings, memory over 200 epochs"
@@ -66,9 +66,9 @@ def is_flat(path: Path, epochs: int, number: int) -> Outcome:
     return Outcome("flat" if fds <= 0 and maps <= GROWTH_MAPS and pss <= GROWTH_BYTES else "grows", text)
 
 
-def run(trials: int, seed: int) -> Figures:
-    """``trials`` is how many epochs."""
+def run(asked: Asked) -> Figures:
+    """``asked.trials`` is how many epochs."""
     if not Path("/proc/self/smaps_rollup").exists():
         return Figures(skipped="memory is read from /proc")
     with victim() as path:
-        return in_children(lambda number: is_flat(path, max(trials, 2 * WARM), number), 3, hang_s=600)
+        return in_children(lambda number: is_flat(path, max(asked.trials, 2 * WARM), number), range(3), hang_s=600)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.children import in_children, judge
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import Victim, build, readable, small_limits, victim
 
 FAULT = "un-fsynced writes lost at each boundary (from a trace)"
@@ -222,7 +222,7 @@ def contents(node: Node) -> object:
     return {name: contents(child) for name, child in node.names.items()} if node.is_directory else bytes(node.data)
 
 
-def run(trials: int, seed: int) -> Figures:
+def run(asked: Asked) -> Figures:
     if not shutil.which("strace"):
         return Figures(skipped="the trace of a build is recorded by strace, which is not here")
     with victim() as path:
@@ -232,10 +232,9 @@ def run(trials: int, seed: int) -> Figures:
         before = readable(old)
         states = traced(root)
         assert len(states) > 20, "a build writes more than that"
-        trial = Crashed(states, before, new, path.parent, seed)
-        numbers = range(len(states) * len(WAYS))
-        chosen = numbers if trials >= len(numbers) else sorted(random.Random(seed).sample(numbers, trials))
-        figures = in_children(lambda number: trial(chosen[number]), len(chosen))
+        trial = Crashed(states, before, new, path.parent, asked.seed)
+        order = asked.order(range(len(states) * len(WAYS)))
+        figures = in_children(lambda number: trial(order[number]), asked.within(len(order)))
         figures.notes.append(f"{len(states)} boundaries")
         return figures
 

@@ -1,7 +1,7 @@
 """Every way in which processes and threads can read one cache at once."""
 
 import itertools
-import random
+import multiprocessing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +9,11 @@ import shardcache
 from shardcache.format import spec
 from tests.exact import exact
 from tests.faults.children import in_children
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import Victim, victim
 
 FAULT = "start method x workers x persistent x opened first x two x threads"
 REQUIRED = "works"
-
-EPOCHS = 2
 
 
 class Cell(NamedTuple):
@@ -25,6 +23,11 @@ class Cell(NamedTuple):
     is_open_before: bool  # the parent has the cache open when its workers start
     datasets: int  # on one cache, read in turns
     threads: int
+
+    @property
+    def epochs(self) -> int:
+        """Workers that are spawned anew for each epoch take long, and do nothing new in the second."""
+        return 1 if self.started == "spawn" and self.workers and not self.is_persistent else 2
 
 
 CELLS = [
@@ -49,7 +52,7 @@ def read(path: Path, cell: Cell) -> Outcome:
         shardcache.CachedDataset(cache, shuffle=True, seed=seed, threads=cell.threads).loader(cell.workers, **options)
         for seed in range(cell.datasets)
     ]
-    for epoch in range(EPOCHS):
+    for epoch in range(cell.epochs):
         for loader in loaders:
             loader.set_epoch(epoch)
         found: list[list[str]] = [[] for _ in loaders]
@@ -61,13 +64,9 @@ def read(path: Path, cell: Cell) -> Outcome:
     return Outcome("works")
 
 
-def run(trials: int, seed: int) -> Figures:
-    """All cells; fewer ``trials`` are drawn from those that are cheap."""
-    cells = CELLS
-    if trials < len(CELLS):
-        cells = random.Random(seed).sample(
-            [cell for cell in CELLS if cell.workers < 8 and cell.started != "spawn"], trials
-        )
+def run(asked: Asked) -> Figures:
+    """The cells that are cheap come first."""
+    cells = sorted(asked.order(CELLS), key=lambda cell: cell.workers == 8 or cell.started == "spawn")
 
     def trial(number: int) -> Outcome:
         try:
@@ -76,4 +75,10 @@ def run(trials: int, seed: int) -> Figures:
             return Outcome("exception", f"{cells[number]}: {type(error).__name__}: {error}")
 
     with victim(LARGE_ROW_BYTES=spec.LARGE_ROW_BYTES) as path:  # as processes that are spawned know it
-        return in_children(trial, len(cells), hang_s=300)
+        preload = [shardcache.CachedDataset.__module__]
+        return in_children(
+            trial,
+            asked.within(len(cells)),
+            hang_s=300,
+            prepare=lambda: multiprocessing.set_forkserver_preload(preload),
+        )

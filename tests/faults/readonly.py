@@ -10,7 +10,7 @@ from typing import Any
 from shardcache import verify
 from shardcache.format import leases
 from tests.faults.children import in_children, judge
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import epoch, readable, rows, victim
 
 FAULT = "read-only directory, other user, no write permission"
@@ -81,11 +81,11 @@ def attempt(path: Path, way: Any) -> Outcome:
     return Outcome("right" if after == before else "written", way.__name__)
 
 
-def run(trials: int, seed: int) -> Figures:
+def run(_: Asked) -> Figures:
     ways = WAYS if os.geteuid() == 0 else WAYS[:2]
     with victim() as path:
         path.parent.chmod(0o755)
-        figures = in_children(lambda number: attempt(path, ways[number]), len(ways))
+        figures = in_children(lambda number: attempt(path, ways[number]), range(len(ways)))
         path.chmod(0o755)
     if ways != WAYS:
         figures.notes.append("not root: neither another user nor a read-only mount was tried")

@@ -11,7 +11,7 @@ from pathlib import Path
 from shardcache import verify
 from shardcache.format import spec
 from tests.faults.children import in_children, judge
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import Victim, build, epoch, readable, rows, victim
 
 FAULT = "truncated, grown, empty, a directory, fifo, link, ..."
@@ -163,9 +163,9 @@ class Replaced:
         return next((outcome for outcome in outcomes if outcome.kind != "refused"), outcomes[0])
 
 
-def run(trials: int, seed: int) -> Figures:
+def run(asked: Asked) -> Figures:
     with victim() as path:
         other = path.with_name("other")
         build(Victim(salt=1), other)
-        trial = Replaced(path, other, seed)
-        return in_children(trial, trials, hang_s=HANG_S, prepare=lambda: readable(path))
+        trial = Replaced(path, other, asked.seed)
+        return in_children(trial, asked.numbers, hang_s=HANG_S, prepare=lambda: readable(path))

@@ -20,19 +20,19 @@ from tests.faults import (
     replaced,
     workers,
 )
-from tests.faults.figures import Figures
+from tests.faults.figures import Asked, Figures
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """A row. ``run(trials, seed)`` does the trials; ``short`` is for CI, ``long`` for ``tools/torture --long``."""
+    """A row. ``run`` does the trials; how many ``short`` is for CI, ``long`` for ``tools/torture --long``."""
 
     name: str
     fault: str
     required: str
     short: int
     long: int
-    run: Callable[[int, int], Figures]
+    run: Callable[[Asked], Figures]
 
 
 def campaign(module: ModuleType) -> Campaign:
@@ -72,7 +72,7 @@ class Row:
     seconds: float
 
 
-def run(name: str, trials: int, seed: int) -> Row:
+def run(name: str, asked: Asked) -> Row:
     start = time.monotonic()
-    figures = CAMPAIGNS[name].run(trials, seed)
+    figures = CAMPAIGNS[name].run(asked)
     return Row(CAMPAIGNS[name], figures, time.monotonic() - start)

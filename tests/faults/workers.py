@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 import shardcache
 from shardcache.format import spec
 from tests.faults.children import in_children
-from tests.faults.figures import Figures, Outcome
+from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import victim
 
 FAULT = "a worker killed in mid-epoch"
@@ -74,8 +74,8 @@ def kill_one(path: Path, seed: int, number: int) -> Outcome:
     return outcome if took < DEADLINE_S else Outcome("late", f"{started}: after {took:.1f} s")
 
 
-def run(trials: int, seed: int) -> Figures:
+def run(asked: Asked) -> Figures:
     if not Path("/proc/self/task").exists():
         return Figures(skipped="asks /proc which processes there are")
     with victim(LARGE_ROW_BYTES=spec.LARGE_ROW_BYTES) as path:  # as processes that are spawned know it
-        return in_children(lambda number: kill_one(path, seed, number), trials, hang_s=90)
+        return in_children(lambda number: kill_one(path, asked.seed, number), asked.numbers, hang_s=90)

@@ -79,6 +79,18 @@ def test_a_sound_cache_is_left_alone(sound, copied):
     assert contents(copied) == contents(sound)
 
 
+def test_what_a_repair_has_left_that_was_killed_when_all_was_done_is_removed(copied):
+    left = copied.with_name(copied.name + ".repair")
+    left.mkdir()
+    (left / "shard-00000.lmdb").write_bytes(b"of the repair before")
+    lock = filelock.FileLock(left / "lock")
+    with lock:  # which is not at its end
+        assert shardcache.repair(copied, Numbered, progress=False)
+        assert left.exists()
+    assert shardcache.repair(copied, Numbered, progress=False)
+    assert not left.exists()
+
+
 def test_a_dataset_that_has_changed_makes_a_new_cache_beside(sound, copied):
     flip(shard(copied, 1))
     before = contents(copied)
