@@ -23,6 +23,7 @@ from shardcache.errors import (
     UsageError,
 )
 from shardcache.format import spec
+from shardcache.format.files import storage_errors
 from shardcache.read.cache import Cache
 from shardcache.read.cache import open as open_cache
 from shardcache.registry import spotcheck
@@ -229,7 +230,8 @@ class _Build:
         waiting = Waiting(slot.name, slot.path, self._shown)
         while True:
             try:
-                replace = "replace" if slot.path.exists() else "error"
+                with storage_errors(slot.path, "looked at"):
+                    replace = "replace" if slot.path.exists() else "error"
                 options = {**self._asked.options, "progress": self._progress}
                 return build(self._recipe, slot.path, if_exists=replace, **options)
             except BuildInProgressError:  # by build(), or by workers of a build that was killed just now
