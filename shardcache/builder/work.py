@@ -9,9 +9,9 @@ import msgspec
 
 from shardcache.builder.shards import ShardRecord
 from shardcache.builder.source import Recipe, Source
-from shardcache.builder.staging import record_path, storage_errors
+from shardcache.builder.staging import record_path
 from shardcache.errors import BuildError, ShardCacheError, SourceError
-from shardcache.format.files import write_whole
+from shardcache.format.files import storage_errors, write_whole
 from shardcache.format.manifest import Manifest
 
 

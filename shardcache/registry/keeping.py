@@ -75,7 +75,8 @@ def prunable(kept: Iterable[Kept], max_size: int | None, unused_for: float | Non
     for one in free:
         is_old = unused_for is not None and now - one.last_used > unused_for
         is_too_much = max_size is not None and total > max_size
-        if is_old or is_too_much:
+        is_rest = max_size is not None and not one.file_bytes  # of what could not be deleted wholly
+        if is_old or is_too_much or is_rest:
             chosen.append(one)
             total -= one.file_bytes
     return chosen
