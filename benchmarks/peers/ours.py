@@ -42,7 +42,7 @@ class Ours(Peer):
     def write(self, task: Task, smallest: bool = False) -> None:
         options: dict[str, Any] = {"codec": self.codec, "num_workers": min(2, os.cpu_count() or 1)}
         if smallest:
-            options.update(codec="zstd:22", layout="source", block_bytes=4 << 20)
+            options.update(codec="lzma", layout="source", block_bytes=8 << 20)
         shutil.rmtree(task.folder)
         shardcache.build(task.source, task.folder, progress=False, **options)
 

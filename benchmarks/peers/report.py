@@ -77,16 +77,18 @@ def comparisons(results: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, 
 
 
 def _sizes(result: dict[str, Any]) -> Iterator[tuple[str, str, str, float, float | None]]:
-    """How many times as large the smallest of the others is."""
+    """How many times as large the smallest of the others is: by default the whole workload, at the smallest a part."""
     parts = {name: peer["bytes_of_part"] for name, peer in result["peers"].items() if "bytes_of_part" in peer}
     if "shardcache" not in parts or len(parts) < 3:
         return
-    for setting in ("default", "smallest"):
-        others = {name: sizes[setting] for name, sizes in parts.items() if name not in OURS}
-        other = min(others, key=lambda name: others[name])
+    sizes = {
+        "default": {name: result["peers"][name]["bytes"] for name in parts},
+        "smallest": {name: sizes["smallest"] for name, sizes in parts.items()},
+    }
+    for setting, found in sizes.items():
+        other = min((name for name in found if name not in OURS), key=found.__getitem__)
         words = f"bytes on disk, {setting} setting of each, against the smallest"
-        found = others[other] / parts["shardcache"][setting]
-        yield words, result["workload"], f"shardcache : {other}", found, 1
+        yield words, result["workload"], f"shardcache : {other}", found[other] / found["shardcache"], 1
 
 
 def aims_table(results: list[dict[str, Any]]) -> Iterator[str]:

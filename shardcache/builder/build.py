@@ -63,8 +63,9 @@ def build(
             ``"window"``: in between, each window of ``shuffle_window`` samples that follow each other shuffled.
         seed: of the shuffled layout and of windows.
         shuffle_window: samples of a window. Default: 64 MiB of them, at most 65,536.
-        codec: ``"auto"`` (by column, from real rows), ``"zstd"``, ``"zstd:LEVEL"`` (negative ones too), ``"none"``, or
-            a dict of these by column name; columns that are not named are ``"auto"``.
+        codec: ``"auto"`` (by column, from real rows), ``"zstd"``, ``"zstd:LEVEL"`` (negative ones too), ``"lzma"``
+            (smallest and slowest), ``"none"``, or a dict of these by column name; columns that are not named are
+            ``"auto"``.
         num_workers: processes that read the dataset and write shards; 0 builds in this process. The result is the same
             to the bit. A worker that dies is replaced; the third time over one shard is an error.
         sample_timeout: seconds after which a worker that is still in ``dataset[i]`` is ended, as if it had died.
@@ -81,8 +82,8 @@ def build(
             what was left out and why.
         max_errors: how many samples may be skipped; one more ends the build. Default: one in a hundred, at least 16.
         if_exists: ``"error"``; ``"open"``: return the cache that is there; ``"replace"``: build a new one, then swap.
-        block_bytes: raw bytes of a block, the unit of reading, which has at most 1,024 rows. Default: 128 KiB, less in
-            a small cache.
+        block_bytes: raw bytes of a block, the unit of reading, which has at most 16,384 rows. Default: 128 KiB and at
+            most 1,024 rows, less in a small cache.
         allow_random: build from a dataset that gives other samples when it is read again: one draw is stored.
         force: begin although the disk seems to have too little room.
         progress: show what is to be expected and how far the build is, on standard error: a bar in a terminal, a line

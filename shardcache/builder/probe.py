@@ -192,8 +192,7 @@ def _with_codecs(
         if codec == "auto":
             codec, why = codecs.choose(column, values or (), rows_per_block)
         else:
-            level = compression.parse_codec(codec)
-            codec, why = "none" if level is None else f"zstd:{level}", "as asked for"
+            codec, why = compression.codec_name(compression.parse_codec(codec)), "as asked for"
         chosen.append(msgspec.structs.replace(column, codec=codec, why=why))
     return tuple(chosen)
 
@@ -221,12 +220,16 @@ def _window(options: Options, row_bytes: float) -> int | msgspec.UnsetType:
 
 
 def rows_per_block(samples: int | None, row_bytes: float, block_bytes: int | None) -> int:
-    """Blocks of 128 KiB; smaller ones in a small cache, so that it has 2,048 blocks to shuffle."""
-    if samples is None:  # as many as there will be
-        return max(1, min(round((block_bytes or spec.BLOCK_BYTES) / row_bytes), spec.MAX_ROWS_PER_BLOCK))
+    """Blocks of 128 KiB; smaller ones in a small cache, so that it has 2,048 blocks to shuffle.
+
+    ``samples`` is None where nobody knows how many there will be. More than 1,024 rows are for who asked for them.
+    """
+    most = spec.BLOCK_ROWS if block_bytes is None else spec.MAX_ROWS_PER_BLOCK
     if block_bytes is None:
-        block_bytes = min(spec.BLOCK_BYTES, max(spec.MIN_BLOCK_BYTES, int(samples * row_bytes / spec.MIN_BLOCKS)))
-    return max(1, min(round(block_bytes / row_bytes), spec.MAX_ROWS_PER_BLOCK, samples))
+        block_bytes = spec.BLOCK_BYTES
+        if samples is not None:
+            block_bytes = min(block_bytes, max(spec.MIN_BLOCK_BYTES, int(samples * row_bytes / spec.MIN_BLOCKS)))
+    return max(1, min(round(block_bytes / row_bytes), most, most if samples is None else samples))
 
 
 def blocks_per_shard(samples: int | None, per_block: int, row_bytes: float) -> int:

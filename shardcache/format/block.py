@@ -47,15 +47,15 @@ class Place:
         return f"shard {self.shard:05d}, block {block}{row}, column {self.column or column!r}"
 
 
-def seal(body: bytes, level: int | None, place: Place) -> bytearray:
-    """A body as a stored value; ``level`` of zstd, or None to store it as it is."""
+def seal(body: bytes, level: compression.Level | None, place: Place) -> bytearray:
+    """A body as a stored value; ``level`` as of :func:`compression.parse_codec`, None to store it as it is."""
     if len(body) > spec.MAX_BODY_BYTES:
         raise BuildError(f"{place}: {len(body)} bytes, the format holds at most {spec.MAX_BODY_BYTES} in one value")
     codec, stored = compression.NONE, body
     if level is not None and body:
         compressed = compression.compress(body, level)
         if len(compressed) < len(body):
-            codec, stored = compression.ZSTD, compressed
+            codec, stored = compression.method(level), compressed
     value = bytearray().join((bytes(PREFIX_BYTES), stored))
     _PREFIX.pack_into(value, 0, 0, len(body) | codec << _CODEC_BIT)
     digest = xxhash.xxh3_64_intdigest(memoryview(value)[8:], seed=place.seed())
@@ -70,9 +70,9 @@ def body_bytes(value: memoryview, place: Place) -> int:
     digest, head = _head(value)
     _check(value, digest, place)
     size, codec = head & ((1 << _CODEC_BIT) - 1), head >> _CODEC_BIT
-    # No frame can hold more than MAX_RATIO times its size, so nobody can ask for memory that they did not pay for.
+    # Nothing can hold more than MAX_RATIO times its size, so nobody can ask for memory that they did not pay for.
     largest = min(spec.MAX_BODY_BYTES, (len(value) - PREFIX_BYTES) * compression.MAX_RATIO)
-    if codec not in (compression.NONE, compression.ZSTD) or size > largest:
+    if codec not in (compression.NONE, compression.ZSTD, compression.LZMA) or size > largest:
         raise damaged(place, f"a prefix with codec {codec} and {size} bytes")
     if codec == compression.NONE and size != len(value) - PREFIX_BYTES:
         raise damaged(place, f"{len(value) - PREFIX_BYTES} bytes where {size} were stored")
@@ -183,7 +183,7 @@ def _fill(value: Unread, out: memoryview, place: Place) -> bool:
 
 def _decompress(value: memoryview, out: memoryview, place: Place) -> None:
     try:
-        compression.decompress_into(value[PREFIX_BYTES:], out)
+        compression.decompress_into(value[PREFIX_BYTES:], out, _head(value)[1] >> _CODEC_BIT)
     except compression.FrameError as error:
         raise damaged(place, str(error)) from None
 

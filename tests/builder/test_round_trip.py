@@ -255,6 +255,18 @@ def test_large_rows_among_small_ones_come_back(tmp_path, monkeypatch):
     assert cache.manifest.rows_per_block > 4
 
 
+@pytest.mark.parametrize("codec", ["none", "lzma"])
+def test_blocks_of_many_rows_are_for_who_asks_for_them(codec, tmp_path):
+    dataset = Made(20_000, lambda i: (i, f"row {i}"))
+    assert assert_comes_back(Made(3000, dataset.make), tmp_path / "few", codec=codec).manifest.rows_per_block <= 1024
+    cache = shardcache.build(dataset, tmp_path / "many", block_bytes=8 << 20, codec=codec, progress=False)
+    assert cache.manifest.rows_per_block == 16_384
+    shuffled = shardcache.CachedDataset(cache, batch_size=512, shuffle=True, seed=0)
+    rows = [(int(number), text) for numbers, texts in shuffled for number, text in zip(numbers, texts, strict=True)]
+    assert sorted(rows) == [dataset[index] for index in range(20_000)]
+    assert cache[19_999] == dataset[19_999]
+
+
 def test_a_sample_of_200_mb_comes_back_in_a_block_of_its_own(tmp_path):
     large = np.repeat(np.arange(200, dtype=np.uint8), 1 << 20)
 

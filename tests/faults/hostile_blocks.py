@@ -5,6 +5,7 @@ import os
 import random
 import struct
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ def sealed(stored: bytes, length: int, place: Place, codec: int = compression.ZS
 
 def frame(data: bytes, **options: object) -> bytes:
     return zstandard.ZstdCompressor(**{"level": 3, "write_content_size": True, **options}).compress(data)
+
+
+@cache
+def _stream_bomb() -> bytes:
+    return compression.compress(bytes(BOMB_BYTES >> 5), "lzma")
+
+
+def streams(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """The same of LZMA2 streams."""
+    good, size = compression.compress(body, "lzma"), len(body)
+    yield _stream_bomb(), size
+    yield _stream_bomb(), BOMB_BYTES
+    yield from ((good, length) for length in (0, size - 1, size + 1, 2 * size, 2**30, 2**40, 2**48 - 1))
+    yield from ((good + junk, size) for junk in (b"\0", b"junk", good))
+    yield from ((good[:cut], size) for cut in (0, 1, 2, len(good) // 2, len(good) - 1))
+    yield from ((bytes([distance]) + good[1:], size) for distance in (compression.MAX_DISTANCE + 1, 0xFF))
+    yield good[:1] + b"\xe0" + b"\xff" * 8, size
 
 
 def frames(body: bytes) -> Iterator[tuple[bytes, int]]:
@@ -131,7 +149,8 @@ class Hostile:
             position = int.from_bytes(value.key[4:6], "big")
             is_nested = position < len(self.content.columns) and self.content.columns[position].type == "nested"
             yield from ((value, sealed(stored, length, place)) for stored, length in frames(body))
-            yield from ((value, sealed(body, len(body), place, codec)) for codec in (2, 0x7F, 0xFF))
+            yield from ((value, sealed(stored, length, place, compression.LZMA)) for stored, length in streams(body))
+            yield from ((value, sealed(body, len(body), place, codec)) for codec in (2, 3, 0x7F, 0xFF))
             yield value, sealed(body, len(body), place, compression.NONE, zero=1)
             yield from (
                 (value, sealed(other, len(other), place, compression.NONE)) for other in bodies(body, is_nested)

@@ -19,7 +19,7 @@ from shardcache.read.blocks import Blocks
 
 ID = bytes(range(16))
 PLACE = Place(ID, 12, value_key(7, 3), "image")
-levels = st.sampled_from([None, -5, 1])
+levels = st.sampled_from([None, -5, 1, "lzma"])
 
 
 def opened(value: bytes | bytearray, place: Place = PLACE) -> bytes:
@@ -77,7 +77,7 @@ def test_a_body_that_is_not_compressed_is_read_from_its_file_to_where_it_belongs
 def test_a_value_is_laid_out_as_the_specification_says():
     body = b"abc" * 100
     seed = xxhash.xxh3_64_intdigest(ID + (12).to_bytes(4, "little") + bytes([0, 0, 0, 7, 0, 3, 0, 0]))
-    for level, codec in ((None, 0), (3, 1)):
+    for level, codec in ((None, 0), (3, 1), ("lzma", 2)):
         value = bytes(seal(body, level, PLACE))
         assert value[8:14] == (300).to_bytes(6, "little")
         assert value[14:16] == bytes([codec, 0])
@@ -104,13 +104,13 @@ def test_a_key_is_ordered_by_block_then_column_then_row():
         Place(ID, 12, spec.INDEX_KEY),
     ],
 )
-@pytest.mark.parametrize("level", [None, 1])
+@pytest.mark.parametrize("level", [None, 1, "lzma"])
 def test_a_sound_value_is_refused_at_any_other_place(other, level):
     with pytest.raises(DamagedBlockError, match="stored checksum 0x"):
         opened(seal(b"some body", level, PLACE), other)
 
 
-@pytest.mark.parametrize("level", [None, 1])
+@pytest.mark.parametrize("level", [None, 1, "lzma"])
 def test_every_flipped_bit_is_refused(level):
     value = seal(b"a body that repeats " * 6, level, PLACE)
     for place in range(8 * len(value)):
@@ -120,7 +120,7 @@ def test_every_flipped_bit_is_refused(level):
             opened(changed)
 
 
-@pytest.mark.parametrize("level", [None, 1])
+@pytest.mark.parametrize("level", [None, 1, "lzma"])
 def test_a_value_that_was_cut_or_extended_is_refused(level):
     value = bytes(seal(b"a body that repeats " * 6, level, PLACE))
     for changed in [value[:length] for length in range(len(value))] + [value + b"\0", value + value]:
@@ -135,12 +135,20 @@ def resealed(length: int, codec: int, zero: int, stored: bytes) -> bytes:
 
 
 FRAME = compression.compress(bytes(1000), 3)
+STREAM = compression.compress(bytes(1000), "lzma")
 
 
 @pytest.mark.parametrize(
     "value",
     [
+        resealed(3, 3, 0, b"abc"),
         resealed(3, 2, 0, b"abc"),
+        resealed(1000, 2, 0, FRAME),
+        resealed(1000, 1, 0, STREAM),
+        resealed(999, 2, 0, STREAM),
+        resealed(1001, 2, 0, STREAM),
+        resealed(1000, 2, 0, STREAM[:-2]),
+        resealed(1000, 2, 1, STREAM),
         resealed(3, 0, 1, b"abc"),
         resealed(4, 0, 0, b"abc"),
         resealed(2, 0, 0, b"abc"),

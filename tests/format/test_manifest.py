@@ -150,7 +150,7 @@ WRONG = [
     (put("layout", "sorted"), "layout"),
     (put("seed", 2**64), "seed"),
     (put("rows_per_block", 0), "rows_per_block"),
-    (put("rows_per_block", 1025), "rows_per_block"),
+    (put("rows_per_block", 2**14 + 1), "rows_per_block"),
     (put("blocks_per_shard", 0), "blocks_per_shard"),
     (put("blocks_per_shard", 2**33), "blocks_per_shard"),
     (put("structure", None), "structure"),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import lzma
 import re
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def test_the_numbers_in_the_text_are_those_of_the_code():
         (spec.MASK_ALIGNMENT == 8, "a multiple of 8 bytes"),
         (spec.MAX_NESTED_DEPTH == 128, "at most 128 deep"),
         (compression.MAX_RATIO == 2**15, "2^15 times as long"),
+        (compression.DICTIONARY_BYTES == (4 << 10, 16 << 20), "at least 4 KiB and at most 16 MiB"),
+        (compression.MAX_DISTANCE == 4, "one byte D, at most 4"),
+        (spec.MAX_ROWS_PER_BLOCK == 2**14, "``rows_per_block`` R, at most 2^14"),
         (block.PREFIX_BYTES == 16, "16 bytes of prefix"),
         (MASKED == 0x10, "0x10 is added"),
         (spec.MAX_SKIPPED == 2**20, "2^20 skipped rows"),
@@ -58,6 +62,15 @@ def test_a_shard_is_named_by_its_number():
         "shard-99999.lmdb",
         "shard-100000.lmdb",
     ]
+
+
+def unpacked(stored: bytes) -> bytes:
+    """What an LZMA2 stream holds, by its differences."""
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 16 << 20}]
+    body = bytearray(lzma.decompress(stored[1:], lzma.FORMAT_RAW, filters=filters))
+    for place in range(stored[0], len(body)) if stored[0] else ():
+        body[place] = (body[place] + body[place - stored[0]]) % 256
+    return bytes(body)
 
 
 class BareReader:
@@ -101,7 +114,7 @@ class BareReader:
             stored = txn.get(key)
         seed = xxhash.xxh3_64_intdigest(bytes.fromhex(self.m["cache_id"]) + number.to_bytes(4, "little") + key)
         assert xxhash.xxh3_64_intdigest(stored[8:], seed=seed) == int.from_bytes(stored[:8], "little")
-        body = zstandard.ZstdDecompressor().decompress(stored[16:]) if stored[14] else stored[16:]
+        body = [bytes, zstandard.ZstdDecompressor().decompress, unpacked][stored[14]](stored[16:])
         assert len(body) == int.from_bytes(stored[8:14], "little")
         return body
 
@@ -163,6 +176,7 @@ def test_a_reader_that_was_written_from_the_text_reads_a_cache(layout, bad, tmp_
     options |= {"on_error": "skip", "max_errors": 49} if bad else {}
     source = [object() if index in bad else sample for index, sample in enumerate(samples)]
     samples = [sample for index, sample in enumerate(samples) if index not in bad]
+    options |= {"codec": {"grid": "lzma", "text": "lzma", "number": "zstd:3"}}
     shardcache.build(source, tmp_path / "c", layout=layout, seed=5, block_bytes=2000, progress=False, **options)
     reader = BareReader(tmp_path / "c")
     assert len(reader.m["shards"]) > 1

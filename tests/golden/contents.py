@@ -149,7 +149,15 @@ CONTENTS: dict[str, tuple[int, Callable[[int], Any], dict[str, Any]]] = {
     "quantized": (4, lambda i: quantized(i), {}),
     "skipping": (90, lambda i: set() if i % 7 == 3 or 40 <= i < 60 else (i, "text" * (i % 3)), SKIPPING),
     "root": (20, lambda i: i * 3, {"codec": "none"}),
+    "packed": (14, lambda i: packed(i), {"codec": "lzma", "block_bytes": 8000}),
 }
+
+
+def packed(i: int) -> Any:
+    """Pixels that change little from one to the next, text, and noise that is stored as it is."""
+    steps = np.frombuffer(bits(f"steps {i}", 16 * 16 * 3), np.uint8).reshape(-1, 3) % 5
+    pixels = np.cumsum(steps, axis=0, dtype=np.uint8).reshape(16, 16, 3)
+    return {"pixels": pixels, "text": f"row {i} of text; " * 20, "noise": bits(f"noise {i}", 40)}
 
 
 def quantized(i: int) -> Any:
