@@ -189,9 +189,7 @@ class PlanReader:
             return self._plan.sequence_rows(steps, self._numbers)
         taken, order = [], []
         wanted = np.array(steps)
-        lanes = wanted % self._plan.lanes
-        by_lane = wanted[np.argsort(lanes, kind="stable")]
-        for of_lane in np.split(by_lane, np.cumsum(np.bincount(lanes))[:-1]):
+        for of_lane in self._by_lane(wanted) if len(steps) > 1 else [wanted]:
             for number in self._numbers if len(of_lane) else ():
                 shares = self._plan.shares(of_lane, number)
                 taken.append(self._strand(int(of_lane[0]), number).take(int(shares.sum())))
@@ -201,6 +199,10 @@ class PlanReader:
             rows = rows.part(np.argsort(np.concatenate(order), kind="stable"))
         block, offset = self._plan.geometry.stored(rows.block, rows.offset)
         return rows._replace(block=block, offset=offset)
+
+    def _by_lane(self, steps: Integers) -> list[Integers]:
+        lanes = steps % self._plan.lanes
+        return np.split(steps[np.argsort(lanes, kind="stable")], np.cumsum(np.bincount(lanes))[:-1])
 
     def _strand(self, step: int, number: int) -> Strand:
         """The strand that a step takes rows from, at the rows of that step."""
