@@ -275,7 +275,8 @@ def _type_problem(column: Column) -> str | None:
 
 def _totals_problem(column: Column, totals: ColumnTotals, samples: int) -> str | None:
     plain = {Form(form & ~MASKED) for form in totals.forms if form in _FORMS}
-    fits = _FORMS.issuperset(totals.forms) and totals.raw_bytes >= 0 and totals.stored_bytes >= 0
+    are_sizes = 0 <= totals.raw_bytes < 1 << 63 and 0 <= totals.stored_bytes < 1 << 63
+    fits = _FORMS.issuperset(totals.forms) and are_sizes
     if Form.FIXED in plain and (column.type not in _FIXED or column.fixed_shape is None):
         fits = False
     if Form.RAGGED in plain and column.type not in _RAGGED:
