@@ -197,6 +197,8 @@ WRONG = [
     (put("totals.1.forms", [4]), "column 'image'"),
     (put("totals.1.forms", [0x20]), "column 'image'"),
     (put("totals.1.raw_bytes", -1), "column 'image'"),
+    (put("totals.1.raw_bytes", 10**400), "column 'image'"),
+    (put("totals.1.stored_bytes", 1 << 63), "column 'image'"),
     (put("shards.1.file_bytes", 0), "'shards' has an entry 1"),
     (put("shards.1.structure", "zz" * 16), "'shards' has an entry 1"),
     (put("shards.1.sha256", ""), "'shards' has an entry 1"),

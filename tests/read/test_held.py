@@ -10,7 +10,9 @@ import torch
 
 import shardcache
 from shardcache import Cache, DamagedError
+from shardcache.format.columns import NO_VALUE
 from shardcache.read import held
+from shardcache.read.blocks import Blocks
 
 ROWS = 400
 
@@ -73,3 +75,10 @@ def test_a_file_that_changes_is_not_believed_to_be_the_one_that_was_checked(cach
             opened.write(os.urandom(file.stat().st_size - 8192))
     with pytest.raises(DamagedError, match="shard 0000"):
         cache[0]
+
+
+def test_an_index_that_denies_a_fixed_column_its_value_is_an_error(cache: Cache, monkeypatch):
+    monkeypatch.setattr(Blocks, "_index", lambda self, reader, at: bytes([NO_VALUE] * 3 * ROWS))
+    for index in (0, [0, 1]):
+        with pytest.raises(DamagedError, match=r"block \d+, column '0': no value where the manifest"):
+            cache[index]
