@@ -50,7 +50,7 @@ class CachedDataset(IterableDataset[Any]):
         seed: of the order and of the transforms.
         columns: names (positions for a tuple) of the columns to read; the others are not touched.
         decode: by column, what becomes of the bytes of an image file, before transforms. ``"rgb8"``, ``"rgba8"``,
-            ``"gray8"``: a uint8 tensor ``[channels, height, width]``, channels last in memory; ``"pil"``: a Pillow image.
+            ``"gray8"``: a uint8 tensor ``[channels, height, width]``, channels last in memory; ``"pil"``: an image.
         transform: a callable for a sample, or a dict of callables by column. It may take ``rng``, a
             ``numpy.random.Generator``, which depends on (seed, epoch, index in the cache) alone; without, the global
             generators are seeded so before each call.

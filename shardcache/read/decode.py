@@ -58,8 +58,8 @@ class Decoder:
             raise ValueError(f"pixels of mode {image.mode} have more than 8 bits: 'pil' leaves them")
         if image.mode == "P" and self._mode != "RGBA" and "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow warns of what the direct way would lose
-        # No copy where the mode is right, and none to put the channels first in memory: whoever crops the image or stacks
-        # a batch copies less of it.
+        # No copy where the mode is right, and none to put the channels first in memory: whoever crops the image or
+        # stacks a batch copies less of it.
         pixels = torch.from_numpy(np.array(image if image.mode == self._mode else image.convert(self._mode)))
         return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 

@@ -27,5 +27,5 @@ def faults() -> tuple[int, int]:
 
 
 def test_batches_take_no_new_pages_once_there_is_room() -> None:
-    """Where the system lays the heap is chance, and some places leave it no room to grow: not in all of four processes."""
+    """Where the system lays the heap is chance, and some places leave it no room to grow: not in all of four."""
     assert any(after < before / 10 for before, after in (faults() for _ in range(4)))
