@@ -95,7 +95,7 @@ def test_arguments_are_json_and_what_is_not_json_is_text(folder: Path, run: Run)
         (["--block-bytes", "0"], "block_bytes must be 1.."),
         (["-j", "-1"], "num_workers must be 0 or more, was -1"),
         (["--seed", str(1 << 70)], "seed must be an int of 64 bits"),
-        (["--codec", "lz4"], "codec 'lz4': must be 'auto', 'none', 'zstd' or 'zstd:LEVEL'"),
+        (["--codec", "lz4"], "codec 'lz4': must be 'auto', 'none', 'lzma', 'zstd' or 'zstd:LEVEL'"),
         (["--codec", "zstd:99"], "codec 'zstd:99': must be"),
         (["--codec", "none", "--codec", "zstd"], "--codec may be given once, and once for each column; was none, zstd"),
         (["--codec", "name=none", "--codec", "name=zstd"], "--codec may be given once, and once for each column"),

@@ -21,7 +21,7 @@ print(before, faults())
 
 
 def faults() -> tuple[int, int]:
-    found = subprocess.run([sys.executable, "-c", BATCHES], capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", BATCHES], capture_output=True, text=True, check=True, env={})
     before, after = map(int, found.stdout.split())
     return before, after
 
