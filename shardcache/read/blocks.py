@@ -91,9 +91,6 @@ class Blocks:
     def _columns(self, reader: ShardReader, number: int, positions: Sequence[int]) -> dict[int, BlockRows]:
         at, local = divmod(number, self.manifest.blocks_per_shard)
         forms = self._forms(reader, at, local)
-        for position in positions:
-            if forms[position] == NO_VALUE and self.manifest.totals[position].forms == (Form.FIXED,):
-                raise block.damaged(self._place(at, local, position), "no value where the manifest says fixed")
         return {
             position: self._rows(reader, number, self._place(at, local, position), position, forms[position])
             for position in positions

@@ -80,5 +80,5 @@ def test_a_file_that_changes_is_not_believed_to_be_the_one_that_was_checked(cach
 def test_an_index_that_denies_a_fixed_column_its_value_is_an_error(cache: Cache, monkeypatch):
     monkeypatch.setattr(Blocks, "_index", lambda self, reader, at: bytes([NO_VALUE] * 3 * ROWS))
     for index in (0, [0, 1]):
-        with pytest.raises(DamagedError, match=r"block \d+, column '0': no value where the manifest"):
+        with pytest.raises(DamagedError, match="no value of a column"):
             cache[index]
