@@ -3,8 +3,8 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shardcache.errors import ShardCacheError, StorageError
@@ -42,10 +42,15 @@ def read_regular(path: Path, most: int) -> bytes:
         let_go(fd)
 
 
-def let_go(descriptor: int) -> None:
-    """Close a descriptor through which nothing was written: that this fails is no news of what was read or locked."""
-    with suppress(OSError):
-        os.close(descriptor)
+def let_go(descriptor: int, close: Callable[[int], None] = os.close) -> None:
+    """Close a descriptor through which nothing was written: that this fails is no news of what was read or locked.
+
+    For ``__del__`` too: at exit, the names of this module may be gone before the descriptor is.
+    """
+    try:  # noqa: SIM105
+        close(descriptor)
+    except OSError:
+        pass
 
 
 @contextmanager

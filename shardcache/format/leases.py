@@ -73,7 +73,7 @@ class _Descriptor:
         """Read what begins at ``offset`` into ``outs``, one after the other."""
         pages.preadv(self._fd, outs, offset, name)
 
-    def __del__(self, close: Callable[[int], None] = let_go) -> None:  # at exit, `os` may be gone before this is
+    def __del__(self, close: Callable[[int], None] = let_go) -> None:  # bound here: at exit, names go first
         if hasattr(self, "_fd"):
             close(self._fd)
 

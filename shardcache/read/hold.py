@@ -41,7 +41,7 @@ class Hold:
             if fcntl is not None:  # some file systems have no locks: then nobody can tell that it is in use
                 fcntl.flock(self._manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
-    def __del__(self, close: Callable[[int], None] = let_go) -> None:  # at exit, `os` may be gone before this is
+    def __del__(self, close: Callable[[int], None] = let_go) -> None:  # bound here: at exit, names go first
         for descriptor in (self._manifest, self.directory):
             if descriptor is not None:
                 close(descriptor)
