@@ -65,7 +65,8 @@ class Blocks:
         """The columns of block ``number`` for as long as its file is the same."""
         at = number // self.manifest.blocks_per_shard
         with self._lease(at) as reader:
-            return OpenBlock(self._columns(reader, number, positions), self._files[at], reader.opened)
+            columns = self._columns(reader, number, positions, self._forms(reader, number))
+            return OpenBlock(columns, self._files[at], reader.opened)
 
     def read(
         self,
@@ -80,19 +81,19 @@ class Blocks:
         """
         at, local = divmod(number, self.manifest.blocks_per_shard)
         with self._lease(at) as reader:
-            forms = self._forms(reader, at, local)
+            forms = self._forms(reader, number)
             for position, memory in into.items():
                 place = self._place(at, local, position)
                 if forms[position] != Form.FIXED:
                     raise block.damaged(place, f"form {forms[position]} where the manifest says fixed")
                 block.open_into(reader.find(place.key), memory, place)
-            return self._columns(reader, number, positions) if positions else {}
+            return self._columns(reader, number, positions, forms)
 
-    def _columns(self, reader: ShardReader, number: int, positions: Sequence[int]) -> dict[int, BlockRows]:
-        at, local = divmod(number, self.manifest.blocks_per_shard)
-        forms = self._forms(reader, at, local)
+    def _columns(
+        self, reader: ShardReader, number: int, positions: Sequence[int], forms: bytes
+    ) -> dict[int, BlockRows]:
         return {
-            position: self._rows(reader, number, self._place(at, local, position), position, forms[position])
+            position: self._rows(reader, number, position, forms[position])
             for position in positions
             if forms[position] != NO_VALUE
         }
@@ -108,7 +109,8 @@ class Blocks:
         key = block.value_key(local, position, row)
         return Place(self._cache_id, at, key, self.manifest.columns[position].name)
 
-    def _rows(self, reader: ShardReader, number: int, place: Place, position: int, form: int) -> BlockRows:
+    def _rows(self, reader: ShardReader, number: int, position: int, form: int) -> BlockRows:
+        place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
         body = block.open_body(reader.get(place.key), place, self._most(position), borrow=self._borrow)
         rows = self.manifest.block_rows(number)
         try:
@@ -145,8 +147,13 @@ class Blocks:
             place = self._place(*divmod(number, self.manifest.blocks_per_shard), position, row)
             raise block.damaged(place, f"not a value ({error})") from None
 
-    def _forms(self, reader: ShardReader, at: int, local: int) -> bytes:
+    def values(self, columns: Mapping[int, BlockRows], number: int, row: int) -> dict[int, Any]:
+        """The value of each column that was read, at a row of block ``number``."""
+        return {position: self.value(columns, number, position, row) for position in columns}
+
+    def _forms(self, reader: ShardReader, number: int) -> bytes:
         """The form of every column of a block."""
+        at, local = divmod(number, self.manifest.blocks_per_shard)
         columns = len(self.manifest.columns)
         return self._index(reader, at)[local * columns : (local + 1) * columns]
 

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from shardcache.errors import CacheError, UsageError
 from shardcache.format import manifest as manifests
 from shardcache.format import provenance
-from shardcache.format.columns import BlockRows
 from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Integers
 from shardcache.format.provenance import SkipNote
@@ -166,10 +165,6 @@ class Cache(Dataset[Any]):
         """How many samples were kept before each that was skipped."""
         return self.skipped - np.arange(len(self.skipped))
 
-    def _values(self, number: int, columns: dict[int, BlockRows], offset: int) -> dict[int, Any]:
-        """The value of each column at a row of a block."""
-        return {position: self.blocks.value(columns, number, position, offset) for position in columns}
-
     @cached_property
     def digest(self) -> str:
         """Names what is inside: the digest of the manifest; of a view, of that and of its samples."""
@@ -247,7 +242,7 @@ class Cache(Dataset[Any]):
         assembler = Assembler(self.manifest, fields, self.types)
         columns = self.blocks.read(number, assembler.positions)
         positions = range(len(self.manifest.columns))
-        decoded = (self._values(number, columns, offset) for offset in offsets)
+        decoded = (self.blocks.values(columns, number, offset) for offset in offsets)
         rows = [[values.get(position, ABSENT) for position in positions] for values in decoded]
         out = []
         for field in fields:

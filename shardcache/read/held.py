@@ -33,9 +33,7 @@ class _Held:
         self._uses += 1
         if self._uses == 2:
             self.take = self._assembler.taker(self.open.columns)
-        columns = self.open.columns
-        values = {at: self._blocks.value(columns, self._number, at, offset) for at in columns}
-        return self._assembler.join(values)
+        return self._assembler.join(self._blocks.values(self.open.columns, self._number, offset))
 
 
 class HeldBlocks(threading.local):

@@ -6,7 +6,6 @@ to the system at once. So large tensors lie in pieces that are kept here, and us
 any more (a weak reference to what torch holds says so). A consumer may keep every batch: then it is ordinary memory.
 """
 
-import math
 import threading
 import weakref
 from typing import Any
@@ -15,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shardcache.read.ring import align
-from shardcache.read.transport import Shapes, TorchTransport, over
+from shardcache.read.transport import Shapes, TorchTransport, bytes_of, laid
 
 LEAST_BYTES = 16 << 20
 MOST_PIECES = 64
@@ -52,14 +50,9 @@ class Pool(TorchTransport):
 
     def batch(self, shapes: Shapes) -> list[Tensor]:
         """See `Transport.batch`."""
-        places, need = [], 0
-        for dtype, shape in shapes:
-            places.append(need)
-            need += align(math.prod(shape) * dtype.itemsize)
+        need = bytes_of(shapes)
         memory = self._take(need) if need >= LEAST_BYTES else None
-        if memory is None:
-            return super().batch(shapes)
-        return [over(memory, place, dtype, shape) for place, (dtype, shape) in zip(places, shapes, strict=True)]
+        return super().batch(shapes) if memory is None else laid(memory, shapes)
 
     def each(self, count: int, dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
         """See `Transport.each`."""

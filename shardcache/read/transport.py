@@ -107,14 +107,9 @@ class RingTransport:
 
     def batch(self, shapes: Shapes) -> list[Tensor]:
         """See `Transport.batch`. The tensors cannot grow in place (`resize_` to more elements raises)."""
-        places, need = [], 0
-        for dtype, shape in shapes:
-            places.append(need)
-            need += align(math.prod(shape) * dtype.itemsize)
+        need = bytes_of(shapes)
         taken = self._rings.take(need) if need else None
-        if taken is None:
-            return TorchTransport().batch(shapes)
-        return [over(taken[1], place, dtype, shape) for place, (dtype, shape) in zip(places, shapes, strict=True)]
+        return TorchTransport().batch(shapes) if taken is None else laid(taken[1], shapes)
 
     def each(self, count: int, dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
         """See `Transport.each`. Small ones are copied into the ring together, when they are sent."""
@@ -168,7 +163,21 @@ def _is_possible() -> bool:
         return False
 
 
-def over(memory: memoryview, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def bytes_of(shapes: Shapes) -> int:
+    """How much memory :func:`laid` needs."""
+    return sum(align(math.prod(shape) * dtype.itemsize) for dtype, shape in shapes)
+
+
+def laid(memory: memoryview, shapes: Shapes) -> list[Tensor]:
+    """Tensors one after the other in `memory`."""
+    tensors, place = [], 0
+    for dtype, shape in shapes:
+        tensors.append(_over(memory, place, dtype, shape))
+        place += align(math.prod(shape) * dtype.itemsize)
+    return tensors
+
+
+def _over(memory: memoryview, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """A tensor that lies in `memory` and holds that very object."""
     count = math.prod(shape)
     if not count:

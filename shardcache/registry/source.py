@@ -18,10 +18,8 @@ Nodes = list[ast.AST]
 def nodes_of(thing: Any) -> Nodes | None:
     """The syntax of a function, a class or a lambda, None where there is no source."""
     code = getattr(thing, "__code__", thing)  # the function itself, not what it wraps
-    if (
-        getattr(code, "co_filename", "") == "<string>"
-    ):  # of exec; from 3.13 on inspect takes what `python -c` runs for it
-        return None
+    if getattr(code, "co_filename", "") == "<string>":
+        return None  # of exec; from 3.13 on inspect takes what `python -c` runs for it
     try:
         lines = inspect.getsource(code)
     except (OSError, TypeError):
