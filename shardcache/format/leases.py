@@ -143,7 +143,6 @@ class _OpenShards:
             raise unreadable(file.path, file.name, error) from error
         found = self._find(status, file)
         if found is None:
-            check_file(status, file.seal, file.name)
             with self._opening:
                 found = self._open(file)
         return found
@@ -164,21 +163,12 @@ class _OpenShards:
             return found
 
     def _open(self, file: "ShardFile") -> OpenShard:
-        # Without O_NONBLOCK, a named pipe that was put there just now would make this wait for a writer.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         seal, name = file.seal, file.name
+        fd, status = open_file(file)
         try:
-            fd = os.open(file.target, flags, dir_fd=file.dir_fd)
-        except OSError as error:
-            raise unreadable(file.path, name, error) from error
-        try:
-            status = os.fstat(fd)
-            check_file(status, seal, name)
             found = self._find(status, file)  # another thread has opened it in the meantime
             if found is None:
-                structure, table = pages.table(fd, seal.file_bytes, name)
-                if structure != seal.structure:
-                    raise damaged(name, f"the digest of its structure must be {seal.structure}, is {structure}")
+                table = pages.table(fd, seal, name)
                 found = OpenShard(fd, status.st_ino, seal, _proof(status, seal), table, file.io)
                 self._keep((status.st_dev, status.st_ino, file.io), found)
             return found
@@ -291,8 +281,30 @@ class ShardReader:
             raise UsageError(f"{self._file.name}: can be read only within its lease")
         value = self._opened.find(key, self._file.name)
         if value is None:
-            raise damaged(self._file.name, f"must have a value of key {key.hex()}, has none")
+            raise no_value(self._file.name, key)
         return value
+
+
+def open_file(file: ShardFile) -> tuple[int, os.stat_result]:
+    """A descriptor of a file that is a regular one and has the right size; nothing more is known of it.
+
+    Raises:
+        MissingShardError, DamagedShardError, StorageError: as a lease.
+    """
+    # Without O_NONBLOCK, a named pipe that was put there just now would make this wait for a writer.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        _check(os.stat(file.target, dir_fd=file.dir_fd, follow_symlinks=False), file)
+        fd = os.open(file.target, flags, dir_fd=file.dir_fd)
+        try:
+            status = os.fstat(fd)
+            _check(status, file)
+        except BaseException:
+            let_go(fd)
+            raise
+    except OSError as error:
+        raise unreadable(file.path, file.name, error) from error
+    return fd, status
 
 
 def unreadable(path: Path, name: str, error: OSError) -> ShardCacheError:
@@ -305,13 +317,17 @@ def unreadable(path: Path, name: str, error: OSError) -> ShardCacheError:
     return StorageError(f"{name}: {path} cannot be opened: {reason}")
 
 
-def check_file(status: os.stat_result, seal: ShardSeal, name: str) -> None:
-    """:class:`DamagedShardError` unless it is a regular file of the right size."""
+def no_value(name: str, key: bytes) -> ShardCacheError:
+    """What to raise where a shard has no value of a key."""
+    return damaged(name, f"must have a value of key {key.hex()}, has none")
+
+
+def _check(status: os.stat_result, file: ShardFile) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-        raise damaged(name, f"must be a regular file, is {kind}")
-    if status.st_size != seal.file_bytes:
-        raise damaged(name, f"must have {seal.file_bytes} bytes, has {status.st_size}")
+        raise damaged(file.name, f"must be a regular file, is {kind}")
+    if status.st_size != file.seal.file_bytes:
+        raise damaged(file.name, f"must have {file.seal.file_bytes} bytes, has {status.st_size}")
 
 
 def _proof(status: os.stat_result, seal: ShardSeal) -> Proof:

@@ -112,13 +112,19 @@ class Table(NamedTuple):
         return self.keys.nbytes + self.offsets.nbytes + self.sizes.nbytes
 
 
-def table(fd: int, file_bytes: int, name: str) -> tuple[str, Table]:
-    """The structure digest of a shard, as :func:`structure` gives it, and where its values lie."""
+def table(fd: int, seal: ShardSeal, name: str) -> Table:
+    """Where the values of a shard lie, which has the structure that ``seal`` says.
+
+    Raises:
+        DamagedShardError: it has not, or cannot be read.
+    """
     digest = xxhash.xxh3_128()
     nothing = _Leaf(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
-    leaves = [nothing, *_Walk(fd, file_bytes, name, digest).leaves()]
+    leaves = [nothing, *_Walk(fd, seal.file_bytes, name, digest).leaves()]
+    if digest.hexdigest() != seal.structure:
+        raise damaged(name, f"the digest of its structure must be {seal.structure}, is {digest.hexdigest()}")
     keys, offsets, sizes = (np.concatenate(column) for column in zip(*leaves, strict=True))
-    return digest.hexdigest(), Table(keys, offsets, sizes.astype(np.uint32))
+    return Table(keys, offsets, sizes.astype(np.uint32))
 
 
 def values(

@@ -17,7 +17,7 @@ import shardcache
 from shardcache.errors import CacheNotFoundError, DamagedError, FormatVersionError, UsageError
 from shardcache.format import block, manifest, pages, shard, spec
 from shardcache.format.block import Place
-from shardcache.format.manifest import ColumnTotals
+from shardcache.integrity import scan
 from shardcache.integrity.report import Problem, Report
 from shardcache.integrity.verify import verify
 
@@ -354,12 +354,41 @@ def test_a_row_that_cannot_be_decoded_is_reported_alone(cache: Path):
     assert problem.consequence.startswith(f"1 value of column 'name' lost: row {row} (source index ")
 
 
-def test_a_manifest_that_counts_wrong_is_reported_where_the_shards_are_sound(cache: Path):
+def count_bytes(cache: Path, column: str, raw_bytes: int) -> None:
+    """Let the manifest say that a column has so many bytes."""
     totals = list(manifest.read(cache).totals)
-    totals[COLUMNS["label"]] = ColumnTotals((0x11,), 5, 6)
+    totals[COLUMNS[column]] = msgspec.structs.replace(totals[COLUMNS[column]], raw_bytes=raw_bytes)
     reseal(cache, totals=tuple(totals))
+
+
+def test_a_manifest_that_counts_wrong_is_reported_where_the_shards_are_sound(cache: Path):
+    count_bytes(cache, "label", 10**6)
     problem = the_problem(cache)
     assert (problem.file, problem.column, problem.rows) == ("manifest.json", "label", range(0))
+    assert unreadable(cache) == []
+
+
+def test_blocks_of_more_bytes_than_the_manifest_says_are_lost_as_they_are_for_readers(cache: Path):
+    count_bytes(cache, "name", 200)
+    report = check(cache)
+    assert {problem.column for problem in report.problems} == {"name"}
+    assert "where there can be 200 at most" in report.problems[0].what
+    assert report.source_indices().tolist() == unreadable(cache) != []
+
+
+def test_a_shard_that_is_truncated_while_it_is_checked_is_a_problem_and_no_signal(cache: Path, monkeypatch):
+    monkeypatch.setattr(scan, "WINDOW_BYTES", 4 << 10)  # else such a small file is read at once
+    path, m = shard_path(cache, 1), manifest.read(cache)
+
+    def cut(done: int, _: int) -> None:
+        if done == (m.blocks_per_shard + 1) * m.rows_per_block:
+            os.truncate(path, 8192)
+
+    report = check(cache, num_workers=1, progress=cut)
+    assert {problem.file for problem in report.problems} == {path.name}
+    assert 0 not in {problem.block for problem in report.problems}
+    assert all("ends after" in problem.what for problem in report.problems)
+    assert len(report.source_indices()) == (m.blocks_per_shard - 1) * m.rows_per_block
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1, 2]", '{"format": "shardcache", "version": 1}'])
