@@ -93,10 +93,12 @@ class Arena:
 
     def _load(self, rows: Rows) -> Integers:
         """See that the blocks of ``rows`` are here; returns the place of each row (slot * rows a block + offset)."""
-        order = np.argsort(rows.visit, kind="stable")  # np.unique would load numpy.ma into each worker
-        is_first = np.diff(rows.visit[order], prepend=-1) != 0
+        order = np.argsort(rows.visit)  # np.unique would load numpy.ma into each worker
+        visit = rows.visit[order]
+        is_first = np.ones(len(order), bool)
+        np.not_equal(visit[1:], visit[:-1], out=is_first[1:])
         first = order[is_first]
-        visits = rows.visit[first].tolist()
+        visits = visit[is_first].tolist()
         slots = list(map(self._slot_of.get, visits))
         if self._keep:
             for visit, slot in zip(visits, slots, strict=True):
@@ -105,9 +107,11 @@ class Arena:
         for at, block in enumerate(rows.block[first].tolist()):
             if slots[at] is None:
                 slots[at] = self._fill(visits[at], block)
-        of_row = np.empty(len(order), np.int64)
-        of_row[order] = np.array(slots, np.int64)[np.cumsum(is_first) - 1]
-        return of_row * self._rows_per_block + rows.offset
+        places = np.empty(len(order), np.int64)
+        places[order] = np.array(slots, np.int64)[is_first.cumsum() - 1]
+        places *= self._rows_per_block
+        places += rows.offset
+        return places
 
     def _release(self, rows: Rows) -> None:
         """Free the slots whose last row is among ``rows``."""

@@ -331,7 +331,8 @@ class CachedDataset(IterableDataset[Any]):
         ]
         if not self._threads:
             return pipelines[0].run(steps)
-        round_steps = max(self._recipe.steps_at_once, threads * plan.run_steps)
+        of_thread = 1 if worker.is_process else self._recipe.steps_ahead  # there, the DataLoader takes one by one
+        round_steps = max(self._recipe.steps_at_once, threads * max(of_thread, plan.run_steps))
         return run_ahead(pipelines, lambda step: plan.thread_of(step, worker.workers, threads), steps, round_steps)
 
 

@@ -187,18 +187,20 @@ class PlanReader:
         """The rows of some steps of this worker, one step after the other."""
         if self._plan.order.kind != "lanes":
             return self._plan.sequence_rows(steps, self._numbers)
+        rows = self._of_many(np.array(steps)) if len(steps) > 1 else self._of_one(steps[0])
+        return Rows(rows.visit, *self._plan.geometry.stored(rows.block, rows.offset), rows.valid, rows.last)
+
+    def _of_one(self, step: int) -> Rows:
+        return joined([self._strand(step, number).take(self._plan.share(step, number)) for number in self._numbers])
+
+    def _of_many(self, steps: Integers) -> Rows:
         taken, order = [], []
-        wanted = np.array(steps)
-        for of_lane in self._by_lane(wanted) if len(steps) > 1 else [wanted]:
+        for of_lane in self._by_lane(steps):
             for number in self._numbers if len(of_lane) else ():
                 shares = self._plan.shares(of_lane, number)
                 taken.append(self._strand(int(of_lane[0]), number).take(int(shares.sum())))
                 order.append(np.repeat(of_lane, shares))
-        rows = joined(taken)
-        if len(steps) > 1:
-            rows = rows.part(np.argsort(np.concatenate(order), kind="stable"))
-        block, offset = self._plan.geometry.stored(rows.block, rows.offset)
-        return rows._replace(block=block, offset=offset)
+        return joined(taken).part(np.argsort(np.concatenate(order), kind="stable"))
 
     def _by_lane(self, steps: Integers) -> list[Integers]:
         lanes = steps % self._plan.lanes

@@ -15,8 +15,9 @@ from shardcache.read.pool import Pool
 from shardcache.read.settings import row_bytes
 from shardcache.read.transforms import Transform
 
-# Where a step is a sample: as many are read together as this, but not more than so many bytes.
-SAMPLES_AT_ONCE = 1024
+# Single samples are read, and batches handed from thread to thread, as many together as this; but not more than so many
+# bytes.
+ROWS_AT_ONCE = 1024
 DECODED_AT_ONCE = 32  # of images, whose size is not known before
 BYTES_AT_ONCE = 4 << 20
 
@@ -45,12 +46,19 @@ class Recipe:
         return self.batch_size is None or self.transform is not None or self.collate_fn is not None
 
     @cached_property
+    def _rows_at_once(self) -> int:
+        most = DECODED_AT_ONCE if self.decoders else ROWS_AT_ONCE
+        return max(1, min(most, int(BYTES_AT_ONCE / row_bytes(self.cache.manifest, self.fields))))
+
+    @property
     def steps_at_once(self) -> int:
         """How many steps are read together: samples are many, and each is a step."""
-        if self.batch_size is not None:
-            return 1
-        most = DECODED_AT_ONCE if self.decoders else SAMPLES_AT_ONCE
-        return max(1, min(most, int(BYTES_AT_ONCE / row_bytes(self.cache.manifest, self.fields))))
+        return self._rows_at_once if self.batch_size is None else 1
+
+    @property
+    def steps_ahead(self) -> int:
+        """How many steps a thread that decodes ahead hands over together."""
+        return max(1, self._rows_at_once // (self.batch_size or 1))
 
     @cached_property
     def bytes_at_once(self) -> float:

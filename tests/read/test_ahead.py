@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shardcache import Cache, CachedDataset, ShardCacheWarning, UsageError
-from shardcache.read import ahead
+from shardcache.read import ahead, recipe
 from shardcache.read.blocks import Blocks
 from tests.read.sources import SOURCES, assert_epoch, close, damaged, load, numbers, outcome
 
@@ -112,8 +112,10 @@ class TestBounds:
             return give(self, of)
 
         monkeypatch.setattr(ahead.Pipeline, "draft", draft)
+        monkeypatch.setattr(recipe, "ROWS_AT_ONCE", 32)  # two batches
         for taken, _ in enumerate(dataset(cache_of("numbers"), 3), start=1):
-            assert len(steps) <= taken + 3 * (ahead.ROUNDS + 1)
+            assert len(steps) <= taken + 3 * 2 * (ahead.ROUNDS + 1)
+        assert len(steps) == taken > 3 * 2 * (ahead.ROUNDS + 1)
 
     @pytest.mark.parametrize("order", ["shuffled", "stored"])
     def test_no_block_is_decoded_by_two_threads_but_at_the_ends_of_runs(
