@@ -57,9 +57,12 @@ class BlockEncoder:
 
     def seal(self, number: int, encoded: Sequence[Encoded | None]) -> Iterator[tuple[bytes, bytearray]]:
         """The pairs of the shard's block ``number``, keys ascending."""
+        has_samples = any(one is not None for one in encoded)  # else all of them were skipped
         for position, one in enumerate(encoded):
             self.index.append(columns.NO_VALUE if one is None else one.form)
             if one is None:
+                if has_samples and self._schema[position].is_leaf:
+                    self.forms[position].add(columns.NOTHING)
                 continue
             self.forms[position].add(one.form)
             yield self._seal(number, position, None, one.body)

@@ -23,6 +23,7 @@ from shardcache.format.schema import ABSENT, Column
 from shardcache.format.texts import are_texts
 
 MASKED = 0x10
+NOTHING = MASKED  # an empty form; the manifest has it also where a block has no value of a leaf: not all samples do
 NO_VALUE = 0xFF
 _NO_VALUES = frozenset((type(None), type(ABSENT)))
 

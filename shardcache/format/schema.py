@@ -131,6 +131,11 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The shape, or None where a dimension varies."""
         return None if None in self.shape else tuple(size for size in self.shape if size is not None)
 
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it is the column of a leaf: names of others end with a slash, which is written ~1 inside of names."""
+        return not self.name.endswith("/")
+
 
 @lru_cache(maxsize=1024)
 def _record_kind(cls: Hashable) -> tuple[str, tuple[str, ...], bool] | None:

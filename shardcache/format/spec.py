@@ -86,7 +86,9 @@ shape that the tree says; in most caches it is empty. A key of a dict that a sam
 ``~`` and ``/`` of a key are written ``~0`` and ``~1``; an inner node's ends in ``/``; a root that is a leaf is called
 ``sample``; no two are the same), ``type``, ``dtype``, ``shape``, ``codec`` (``none``, ``zstd:LEVEL`` or ``lzma``) and
 ``why`` (words for people). ``totals`` has, again in this order, every form that some block has and the bytes before and
-after compression.
+after compression. Where a block has no value of a leaf, and not all of its rows were skipped, 0x10 is among the forms.
+
+    Why: a column of which every sample has a value of one shape is known without a look into the shards.
 
     type                 value                        dtype                             shape
     ``int``              Python int                   ``<i8``                           ()

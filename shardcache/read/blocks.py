@@ -1,6 +1,7 @@
 """From the manifest to decoded blocks: the only way in which readers reach a shard."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
 from shardcache.format.leases import MAX_OPEN, OpenShard, ShardFile, ShardReader
 from shardcache.format.manifest import Manifest
 from shardcache.format.schema import ABSENT
+from shardcache.read.fields import TENSOR, Schema
 from shardcache.read.hold import Hold
 
 _KEPT_INDICES = 128
@@ -92,11 +94,19 @@ class Blocks:
     def _columns(
         self, reader: ShardReader, number: int, positions: Sequence[int], forms: bytes
     ) -> dict[int, BlockRows]:
-        return {
-            position: self._rows(reader, number, position, forms[position])
-            for position in positions
-            if forms[position] != NO_VALUE
-        }
+        columns = {}
+        for position in positions:
+            if forms[position] != NO_VALUE:
+                columns[position] = self._rows(reader, number, position, forms[position])
+            elif position in self._fixed:
+                place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
+                raise block.damaged(place, f"form {NO_VALUE} where the manifest says fixed")
+        return columns
+
+    @cached_property
+    def _fixed(self) -> frozenset[int]:
+        """Columns of which every sample has a value."""
+        return frozenset(field.position for field in Schema(self.manifest) if field.batch == TENSOR)
 
     def _lease(self, at: int) -> ShardReader:
         file = self._files.get(at)
@@ -162,17 +172,23 @@ class Blocks:
         index = self._indices.get(at)
         if index is not None:
             return index
-        place = Place(self._cache_id, at, spec.INDEX_KEY)
-        blocks, columns = self.manifest.shard_blocks(at), len(self.manifest.columns)
-        body = block.open_body(reader.get(spec.INDEX_KEY), place, blocks * columns)
-        if len(body) != blocks * columns:
-            raise block.damaged(place, f"{len(body)} entries where the shard has {blocks} blocks of {columns} columns")
-        if not np.isin(body, _FORMS).all():
-            raise block.damaged(place, "a form that the format does not have")
+        index = open_index(reader.get(spec.INDEX_KEY), self.manifest, at)
         if len(self._indices) >= _KEPT_INDICES:  # no lock, which a fork could leave held: each step is atomic
             self._indices.pop(list(self._indices)[0], None)  # noqa: RUF015
-        index = self._indices[at] = body.tobytes()
+        self._indices[at] = index
         return index
+
+
+def open_index(value: memoryview, manifest: Manifest, at: int) -> bytes:
+    """The index of shard ``at``: the form of every (block, column)."""
+    place = Place(bytes.fromhex(manifest.cache_id), at, spec.INDEX_KEY)
+    blocks, columns = manifest.shard_blocks(at), len(manifest.columns)
+    body = block.open_body(value, place, blocks * columns)
+    if len(body) != blocks * columns:
+        raise block.damaged(place, f"{len(body)} entries where the shard has {blocks} blocks of {columns} columns")
+    if not np.isin(body, _FORMS).all():
+        raise block.damaged(place, "a form that the format does not have")
+    return body.tobytes()
 
 
 _FORMS = np.array([NO_VALUE, *(form | flag for form in Form for flag in (0, 0x10))], np.uint8)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardcache.errors import DamagedError, StructureError, UsageError, printable
+from shardcache.errors import StructureError, UsageError, printable
 from shardcache.format import dtypes
 from shardcache.format.columns import MASKED, BlockRows, Form
 from shardcache.format.manifest import Manifest
@@ -188,11 +188,7 @@ class Assembler:
     def join(self, values: Mapping[int, Any]) -> Any:
         """The whole from its parts: values of all columns for a sample, one entry a field for a batch."""
         if self._is_flat and not any(values.get(at, ABSENT) is ABSENT for at in self._unsure):
-            try:
-                row = tuple([values[position] for position in self.positions])
-            except KeyError:
-                why = "no value of a column of which every sample has one (run 'shardcache verify')"
-                raise DamagedError(why) from None
+            row = tuple([values[position] for position in self.positions])
             return row if self._keys is None else dict(zip(self._keys, row, strict=True))
         whole = self._join([values.get(position, ABSENT) for position in range(self._size)])
         return None if whole is ABSENT else whole  # a sample without any of the columns that were asked for

@@ -324,14 +324,15 @@ def test_an_index_of_the_wrong_length_is_refused(cache: Path):
 
 
 @pytest.mark.parametrize("form", [0x07, 0x21, 0x80])
-def test_a_form_that_the_format_does_not_have_is_refused(cache: Path, form: int):
+def test_a_form_that_the_format_does_not_have_costs_the_shard(cache: Path, form: int):
     m = manifest.read(cache)
     forms = np.full((m.shard_blocks(1), len(m.columns)), 0xFF, np.uint8)
     forms[:, 1:] = [1, 2, 0x11]
     forms[1, COLUMNS["image"]] = form
     rewrite(cache, 1, lambda values: put_body(cache, 1, values, spec.INDEX_KEY, forms.tobytes()))
     problem = the_problem(cache)
-    assert (problem.block, problem.column) == (1, "image")
+    assert "shard 00001, its index: a form that the format does not have" in problem.what
+    assert set(problem.source_indices) == set(unreadable(cache))
 
 
 def test_a_body_that_does_not_hold_its_rows_is_refused(cache: Path):
@@ -508,3 +509,74 @@ def test_samples_that_are_lost_twice_are_counted_once(cache: Path):
     found = Report(cache, tuple(Problem("f", "k", "w", one) for one in rows), manifest=manifest.read(cache))
     assert found.samples_lost == 9
     assert len(np.unique(found.source_indices())) == 9
+
+
+class Annotated:
+    """Samples in which something lies inside of something else; of some, one value has another shape."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        where = {"x": float(index), "name": f"point {index}"}
+        return {"where": where, "tags": {"a": 1, "b": 2} if index % 50 else "none"}
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("integrity") / "annotated"
+    shardcache.build(Annotated(), path, block_bytes=256, layout="source", progress=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "form", "says"),
+    [
+        ("where/x", 0xFF, "form 255 where the manifest says fixed"),
+        ("where/x", 0x11, "form 17 where the manifest says fixed"),
+    ],
+)
+def test_an_index_that_contradicts_the_manifest_costs_that_block_for_verify_and_for_readers(
+    annotated: Path, tmp_path: Path, column: str, form: int, says: str
+):
+    assert check(annotated)
+    path = Path(shutil.copytree(annotated, tmp_path / "cache"))
+    m = manifest.read(path)
+    position = [one.name for one in m.columns].index(column)
+    index = bytearray(indices(m, values_of(shard_path(path, 0))[spec.INDEX_KEY]))
+    assert index[len(m.columns) + position] in (1, 2)
+    index[len(m.columns) + position] = form
+
+    def change(values: dict[bytes, bytes]) -> None:
+        put_body(path, 0, values, spec.INDEX_KEY, bytes(index))
+        if form == 0xFF:
+            del values[block.value_key(1, position)]
+
+    rewrite(path, 0, change)
+    problem = check(path).problems[0]
+    rows = range(m.rows_per_block, 2 * m.rows_per_block)
+    assert (problem.block, problem.column, problem.rows) == (1, column, rows)
+    assert f"shard 00000, block 1, column '{column}': {says}" in problem.what
+    with pytest.raises(DamagedError, match=f"shard 00000, block 1, column '{column}': "):
+        list(shardcache.CachedDataset(path, batch_size=m.rows_per_block))
+    if form == 0xFF:
+        with pytest.raises(DamagedError, match=f"shard 00000, block 1, column '{column}': form 255"):
+            shardcache.open(path)[rows[0]]
+
+
+def indices(m: manifest.Manifest, value: bytes) -> bytes:
+    """The body of a shard's index."""
+    return block.open_body(memoryview(value), Place(bytes.fromhex(m.cache_id), 0, spec.INDEX_KEY)).tobytes()
+
+
+def test_a_block_of_which_all_samples_were_skipped_is_sound(tmp_path: Path):
+    class Gaps(Pictures):
+        def __getitem__(self, index: int) -> dict[str, object]:
+            if 40 <= index < 120:
+                raise OSError("a disk that fails")
+            return super().__getitem__(index)
+
+    options = {"block_bytes": 4 << 10, "layout": "source", "on_error": "skip", "max_errors": 100}
+    cache = shardcache.build(Gaps(), tmp_path / "cache", progress=False, **options)
+    assert cache.manifest.rows_per_block < 40
+    assert check(cache.path)

@@ -10,6 +10,7 @@ import torch
 
 import shardcache
 from shardcache import Cache, CachedDataset
+from tests.exact import exact
 from tests.read.sources import assert_same, load
 
 SAMPLES = 24
@@ -110,3 +111,20 @@ def test_a_sample_that_is_lost_is_replaced_by_a_copy(
     for sample, meta in found:
         assert_same(sample, Rows(1)[meta.index])
     assert len({sample["tensor"].data_ptr() for sample, _ in found}) == SAMPLES
+
+
+@pytest.mark.parametrize("layout", ["source", "shuffled"])
+def test_a_key_that_some_samples_lack_is_a_list_though_no_block_has_both_kinds(tmp_path: Path, layout: str) -> None:
+    samples = [{"n": k, **({"box": torch.full((4,), k), "name": f"box {k}"} if k % 3 else {})} for k in range(30)]
+    cache = shardcache.build(samples, tmp_path / "cache", block_bytes=1, layout=layout, progress=False)
+    assert cache.manifest.rows_per_block == 1
+    assert [(field.name, field.batch, field.optional) for field in cache.schema] == [
+        ("n", "tensor", False),
+        ("box", "list", True),
+        ("name", "list", True),
+    ]
+    assert [exact(sample) for sample in cache[:]] == [exact(sample) for sample in samples]
+    assert shardcache.verify(cache.path)
+    for batch in shardcache.CachedDataset(cache, batch_size=8, shuffle=True):
+        for n, box, name in zip(batch["n"].tolist(), batch["box"], batch["name"], strict=True):
+            assert (exact(box), name) == (exact(samples[n].get("box")), samples[n].get("name"))
