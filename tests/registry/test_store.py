@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from shardcache.read.hold import REPLACED
+from shardcache.registry.keeping import listing, prunable, remove
 from shardcache.registry.store import Slot
 
 
@@ -32,3 +34,14 @@ def test_an_entry_that_is_no_file_is_not_waited_for(slot: Slot):
     slot.beside("json").unlink()
     slot.beside("json").symlink_to("/dev/zero")
     assert slot.entry() is None
+
+
+@pytest.mark.parametrize("rest", [f"{REPLACED}0123abcd", ".partial", ""])
+def test_the_empty_rest_of_what_could_not_be_deleted_wholly_goes_when_one_prunes_to_a_size(slot: Slot, rest: str):
+    slot.path.with_name(f"{slot.key}{rest}").mkdir()
+    kept = listing(slot.folder.parent)
+    assert [one.file_bytes for one in kept] == [0]
+    chosen = prunable(kept, 1 << 40, None)  # though there is room
+    assert remove(chosen) == (kept, [])
+    assert listing(slot.folder.parent) == []
+    assert [file.suffix for file in slot.folder.iterdir()] in ([], [".lock"])
