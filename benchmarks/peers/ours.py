@@ -21,9 +21,9 @@ class Ours(Peer):
     package = "shardcache"
     modes = MODES
 
-    def __init__(self, name: str, codec: str, note: str, store: str = "", **options: Any) -> None:
-        self.name, self.codec, self.note = name, codec, note
-        self._store, self._options = store or name, options
+    def __init__(self, name: str, note: str, build: dict[str, Any], store: str = "", **options: Any) -> None:
+        self.name, self.note = name, note
+        self._build, self._store, self._options = build, store or name, options
         if "shuffle_buffer" in options:
             self.modes = EPOCHS
         if "io" in options:
@@ -40,7 +40,7 @@ class Ours(Peer):
         return None
 
     def write(self, task: Task, smallest: bool = False) -> None:
-        options: dict[str, Any] = {"codec": self.codec, "num_workers": min(2, os.cpu_count() or 1)}
+        options: dict[str, Any] = {**self._build, "num_workers": min(2, os.cpu_count() or 1)}
         if smallest:
             options.update(codec="lzma", layout="source", block_bytes=8 << 20)
         shutil.rmtree(task.folder)
@@ -80,7 +80,13 @@ class Ours(Peer):
         return values, indices
 
 
-DEFAULT = Ours("shardcache", "auto", "all defaults")
-RAW = Ours("shardcache-raw", "none", "codec='none', else defaults")
-BUFFER = Ours("shardcache-raw-8192", "none", "codec='none', shuffle_buffer=8192", "shardcache-raw", shuffle_buffer=8192)
-MAPPED = Ours("shardcache-raw-mapped", "none", "codec='none', io='mmap' in workers too", "shardcache-raw", io="mmap")
+_RAW = {"codec": "none"}
+DEFAULT = Ours("shardcache", "all defaults", {})
+RAW = Ours("shardcache-raw", "codec='none', else defaults", _RAW)
+BUFFER = Ours(
+    "shardcache-raw-8192",
+    "codec='none', block_bytes=512 KiB, shuffle_buffer=8192",
+    {**_RAW, "block_bytes": 512 << 10},
+    shuffle_buffer=8192,
+)
+MAPPED = Ours("shardcache-raw-mapped", "codec='none', io='mmap' in workers too", _RAW, "shardcache-raw", io="mmap")
