@@ -41,6 +41,8 @@ class Pad:
     def __post_init__(self) -> None:
         if type(self.multiple_of) is not int or self.multiple_of < 1:
             raise UsageError(f"Pad: multiple_of must be 1 or more, was {self.multiple_of!r}")
+        if not isinstance(self.value, int | float | np.integer | np.floating):
+            raise UsageError(f"Pad: value must be a number, was {self.value!r}")
 
     def __call__(self, name: str, values: Sequence[Any]) -> Padded:
         """Pad tensors or arrays of one dtype and number of dimensions."""
@@ -55,11 +57,21 @@ class Pad:
         shapes = np.array([tuple(row.shape) for row in rows], np.int64).reshape(len(rows), -1)
         largest = shapes.max(axis=0)
         largest = -(-largest // self.multiple_of) * self.multiple_of
-        data = torch.full((len(rows), *largest.tolist()), self.value, dtype=rows[0].dtype)
+        data = self._filled(name, (len(rows), *largest.tolist()), rows[0].dtype)
         for number, row in enumerate(rows):
             data[number][tuple(slice(size) for size in row.shape)] = row
         lengths = torch.from_numpy(shapes)
         return Padded(data, lengths[:, 0] if lengths.shape[1] == 1 else lengths)
+
+    def _filled(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Where rows are laid; of -100 as a uint8 torch would make 156."""
+        try:
+            is_rounded = dtype.is_floating_point or dtype.is_complex
+            if is_rounded or torch.full((), self.value, dtype=dtype).item() == self.value:
+                return torch.full(shape, self.value, dtype=dtype)
+        except RuntimeError:  # "cannot be converted without overflow"
+            pass
+        raise UsageError(f"column {name!r}: {str(dtype)[6:]} cannot be padded with {self.value!r}")
 
 
 def _kind(value: Any) -> str:
@@ -101,8 +113,10 @@ def as_tensor(value: Any) -> torch.Tensor | None:
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         native = value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+        # torch has neither negative strides (a flipped image) nor memory that must not be written (np.frombuffer).
+        is_shareable = native.flags.writeable and min(native.strides, default=0) >= 0
         try:
-            return torch.from_numpy(native)
+            return torch.from_numpy(native if is_shareable else native.copy())
         except TypeError:  # long doubles
             return None
     return None
@@ -168,12 +182,23 @@ def collate_values(name: str, values: Sequence[Any], policies: Policies) -> Any:
         return list(values)
     if all(type(value) is cls for value in values):
         if cls in (int, float, bool):
-            return torch.tensor(values, dtype={int: torch.int64, float: torch.float64, bool: torch.bool}[cls])
+            return _numbers(name, values, {int: torch.int64, float: torch.float64, bool: torch.bool}[cls])
         if isinstance(first, np.generic) and first.dtype.kind in "biufc":
-            return torch.from_numpy(np.array(values))
+            numbers = as_tensor(np.array(values))
+            return list(values) if numbers is None else numbers
         if are_tensors:
             return _stack(name, [tensor for tensor in tensors if tensor is not None])
     return list(values)
+
+
+def _numbers(name: str, values: Sequence[Any], dtype: torch.dtype) -> torch.Tensor:
+    try:
+        return torch.tensor(values, dtype=dtype)
+    except (ValueError, OverflowError, RuntimeError) as error:
+        raise UsageError(
+            f"column {name!r}: the transform returned ints beyond 64 bits, which no tensor holds; "
+            f"say collate={{{name!r}: 'list'}}"
+        ) from error
 
 
 def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:

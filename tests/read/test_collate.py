@@ -82,6 +82,18 @@ class TestPolicies:
         with pytest.raises(UsageError, match="multiple_of must be 1 or more"):
             Pad(0, multiple)
 
+    @pytest.mark.parametrize("value", ["x", None, torch.tensor(1)])
+    def test_a_value_that_is_no_number_is_refused(self, value: Any) -> None:
+        with pytest.raises(UsageError, match="Pad: value must be a number"):
+            Pad(value)
+
+    @pytest.mark.parametrize("value", [-1, 300, 1.5, float("nan")])
+    def test_a_value_that_the_dtype_cannot_hold_is_refused(self, value: float) -> None:
+        with pytest.raises(UsageError, match=f"column 'x': uint8 cannot be padded with {value}"):
+            Pad(value)("x", [torch.zeros(2, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)])
+        assert Pad(255)("x", [torch.zeros(1, dtype=torch.uint8)]).data.dtype is torch.uint8
+        assert Pad(0.1)("x", [torch.zeros(1), torch.zeros(2)]).data[0].tolist() == torch.tensor([0, 0.1]).tolist()
+
     @pytest.mark.parametrize("column", ["text", "data"])
     @pytest.mark.parametrize("workers", [0, 2])
     def test_what_cannot_be_padded_is_an_error_that_names_the_column(
@@ -186,6 +198,21 @@ class TestTransformed:
         found = batch_of(*values)
         assert type(found) is list
         assert all(one is other for one, other in zip(found, values, strict=True))
+
+    def test_a_flipped_array_and_one_that_cannot_be_written_become_tensors(self, batch_of: Callable[..., Any]) -> None:
+        flipped, frozen = np.arange(6).reshape(2, 3)[:, ::-1], np.frombuffer(b"abc", np.uint8)
+        assert batch_of({"x": flipped, "y": frozen})["x"].tolist() == [[[2, 1, 0], [5, 4, 3]]]
+        assert batch_of({"x": flipped, "y": frozen})["y"].tolist() == [[97, 98, 99]]
+
+    def test_long_doubles_become_a_list(self, batch_of: Callable[..., Any]) -> None:
+        values = [np.longdouble(1), np.longdouble(2)]
+        assert batch_of(*values) == values
+        assert batch_of(*({"x": np.full(2, value)} for value in values))["x"][1].dtype == np.longdouble
+
+    def test_ints_beyond_64_bits_are_an_error_that_says_what_to_write(self, batch_of: Callable[..., Any]) -> None:
+        with pytest.raises(UsageError, match=r"column 'x': .*ints beyond 64 bits.*say collate=\{'x': 'list'\}"):
+            batch_of({"x": 1}, {"x": 1 << 63})
+        assert batch_of({"x": 1}, {"x": 1 << 63}, collate={"x": "list"})["x"] == [1, 1 << 63]
 
     def test_different_shapes_or_dtypes_are_an_error_and_never_a_list_by_chance(
         self, batch_of: Callable[..., Any]

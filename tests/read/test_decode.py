@@ -65,6 +65,13 @@ def test_a_batch_holds_a_tensor_of_the_decoded_images(cache: Path, kind: str, mo
             assert torch.equal(image, expected(label, mode))
 
 
+def test_an_image_has_its_channels_last_in_memory_and_a_batch_is_contiguous(cache: Path):
+    options = {"columns": ["image"], "decode": {"image": "rgb8"}, "order": "stored"}
+    image = next(iter(CachedDataset(cache, **options)))["image"]
+    assert image.permute(1, 2, 0).is_contiguous()
+    assert next(iter(CachedDataset(cache, batch_size=8, **options)))["image"].is_contiguous()
+
+
 @pytest.mark.parametrize("options", [{}, {"threads": 2}])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_and_threads_decode_the_same_before_transforms(cache: Path, workers: int, options: dict[str, Any]):
