@@ -188,7 +188,7 @@ def _decoded(data: bytes) -> Manifest:
             raise ManifestError("its digest does not fit its content (the file is damaged)")
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(str(error)) from None
+        raise ManifestError(f"is not the JSON of a manifest: {error}") from None
 
 
 def _problem(m: Manifest) -> str | None:

@@ -18,6 +18,7 @@ from shardcache.errors import (
     BuildInProgressError,
     CacheMissError,
     CacheNotFoundError,
+    ManifestError,
     ShardCacheWarning,
     StaleCacheError,
     UsageError,
@@ -159,6 +160,8 @@ def _reusable(slot: Slot, rebuild: bool) -> Cache | None:
         cache = open_cache(slot.path)
     except CacheNotFoundError:  # it was replaced just now
         return None
+    except ManifestError as error:
+        raise ManifestError(f"{error}; rebuild=True builds the cache anew") from None
     slot.mark_used()
     return cache
 

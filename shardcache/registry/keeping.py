@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from shardcache.errors import CacheError, CacheNotFoundError, StorageError, UsageError
+from shardcache.errors import CacheError, CacheNotFoundError, FormatVersionError, StorageError, UsageError
 from shardcache.read.hold import replaced
 from shardcache.registry.store import Slot, slots
 
@@ -17,7 +17,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """One cache of the folder, as ``shardcache ls`` shows it. Times are seconds since the epoch."""
+    """One cache of the folder, as ``shardcache ls`` shows it. Times are seconds since the epoch.
+
+    ``state`` is ``"published"``, ``"unfinished"``, ``"damaged"``, or ``"newer"``: of a format that is not read here.
+    """
 
     slot: Slot
     samples: int | None
@@ -42,14 +45,16 @@ def listing(root: Path, name: str | None = None) -> list[Kept]:
 def _kept(slot: Slot) -> Kept:
     state, samples, made, size = "unfinished", None, None, 0
     try:
+        places = [slot.path, slot.path.with_name(f"{slot.key}.partial"), *replaced(slot.path)]
+        size = sum(map(_bytes, places))
         if slot.is_published:
             state = "damaged"
             samples, made = slot.manifest().kept, slot.made
             state = "published"
-        places = [slot.path, slot.path.with_name(f"{slot.key}.partial"), *replaced(slot.path)]
-        size = sum(map(_bytes, places))
     except CacheNotFoundError:  # it went just now
         state = "unfinished"
+    except FormatVersionError:
+        state = "newer"
     except (CacheError, StorageError, OSError):
         state = "damaged"
     return Kept(slot, samples, size, made, slot.last_used, slot.is_in_use, slot.is_pinned, state)

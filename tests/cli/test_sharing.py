@@ -71,6 +71,23 @@ def test_prune_says_what_it_would_do_and_does_it_when_told_to(run: Run, target: 
     assert keys(run) == [newer]
 
 
+@pytest.mark.parametrize(("change", "state"), [((b'"version":1', b'"version":9'), "newer"), ((b"{", b""), "damaged")])
+def test_what_cannot_be_opened_is_shown_with_its_size_and_stays_where_there_is_room(
+    run: Run, target: str, change: tuple[bytes, bytes], state: str
+):
+    run("build", target, "--name", "squares")
+    (one,) = json.loads(run("ls", "--json").stdout)
+    manifest = Path(one["path"], "manifest.json")
+    manifest.write_bytes(manifest.read_bytes().replace(*change, 1))
+    (found,) = json.loads(run("ls", "--json").stdout)
+    assert found["state"] == state
+    assert found["file_bytes"] > 10_000
+    assert state in run("ls").stdout
+    assert "deleted 0" in run("prune", "--max-size", "1GB", "--yes").stdout
+    assert "deleted 1" in run("prune", "--max-size", "1KB", "--yes").stdout
+    assert keys(run) == []
+
+
 def test_what_is_pinned_or_open_stays(run: Run, target: str):
     for size in ("20", "21"):
         run("build", target, "--arg", f"size={size}", "--name", "squares")

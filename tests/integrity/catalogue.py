@@ -141,11 +141,16 @@ FAULTS = [
         "must be a regular file, is a link",
         lambda p: replaced(manifest_of(p), lambda file: file.symlink_to("/dev/zero")),
     ),
-    Fault("the manifest is empty", ManifestError, "manifest.json: …", lambda p: manifest_of(p).write_bytes(b"")),
+    Fault(
+        "the manifest is empty",
+        ManifestError,
+        "is not the JSON of a manifest: …",
+        lambda p: manifest_of(p).write_bytes(b""),
+    ),
     Fault(
         "the manifest is cut short",
         ManifestError,
-        "manifest.json: …",
+        "is not the JSON of a manifest: …",
         lambda p: os.truncate(manifest_of(p), manifest_of(p).stat().st_size // 2),
     ),
     Fault(
@@ -154,7 +159,12 @@ FAULTS = [
         "its digest does not fit its content",
         lambda p: manifest_of(p).write_bytes(manifest_of(p).read_bytes().replace(b'"seed":0', b'"seed":1')),
     ),
-    Fault("nested without end", ManifestError, "…", lambda p: manifest_of(p).write_bytes(b"[" * 100_000)),
+    Fault(
+        "nested without end",
+        ManifestError,
+        "is not the JSON of a manifest: …",
+        lambda p: manifest_of(p).write_bytes(b"[" * 100_000),
+    ),
     Fault("of another program", ManifestError, "'format' must be 'shardcache'", lambda p: resealed(p, format="other")),
     Fault(
         "of a later format",

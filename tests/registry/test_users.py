@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import shardcache
-from shardcache import CacheMissError, ShardCacheWarning, StaleCacheError, StorageError, get_or_build
+from shardcache import CacheMissError, ManifestError, ShardCacheWarning, StaleCacheError, StorageError, get_or_build
 from shardcache.registry import keeping, store
 from tests.faults.full_disk import disk
 from tests.registry.changes import ROOT, Project
@@ -260,6 +260,14 @@ class TestTheFolder:
         assert get(progress=True)[3] == "sample 03"
         assert "cannot be read" in capsys.readouterr().err
         assert json.loads(record.read_text())["name"] == "lines"
+
+    def test_whose_manifest_is_damaged_is_refused_and_can_be_built_anew(self, folder: Path) -> None:
+        os.truncate(get().path / "manifest.json", 100)
+        with pytest.raises(
+            ManifestError, match=r"is not the JSON of a manifest: .*; rebuild=True builds the cache anew"
+        ):
+            get()
+        assert get(rebuild=True)[3] == "sample 03"
 
     def test_of_an_interrupted_build_is_not_pruned_as_unused(self, folder: Path) -> None:
         (folder / "home" / "lines" / f"{'a' * 32}.partial").mkdir(parents=True)
