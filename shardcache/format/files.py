@@ -10,6 +10,12 @@ from pathlib import Path
 from shardcache.errors import ShardCacheError, StorageError
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -17,23 +23,31 @@ class NotAFileError(OSError):
     """A link, a pipe, a directory, or a file that is too large, where a small regular one must be."""
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def kind_of(mode: int) -> str:
+    """What a file that is not a regular one is, in words."""
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+def read_regular(path: Path, most: int, dir_fd: int | None = None) -> bytes:
     """The content of a regular file of at most ``most`` bytes. No link is followed, and no pipe is waited for.
+
+    With ``dir_fd`` it is the file of that name in the directory that this descriptor has open, wherever it is now.
 
     Raises:
         NotAFileError: it is something else, or larger.
         OSError: it is not there, or cannot be read.
     """
     try:
-        fd = os.open(path, _READ)
+        fd = os.open(path if dir_fd is None else path.name, _READ, dir_fd=dir_fd)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
-        raise NotAFileError(error.errno, f"{path.name} must be a regular file") from None
+        kind = kind_of(stat.S_IFLNK if error.errno == errno.ELOOP else stat.S_IFSOCK)
+        raise NotAFileError(error.errno, f"{path.name} must be a regular file, is {kind}") from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise NotAFileError(errno.EINVAL, f"{path.name} must be a regular file")
+            raise NotAFileError(errno.EINVAL, f"{path.name} must be a regular file, is {kind_of(status.st_mode)}")
         if status.st_size > most:
             raise NotAFileError(errno.EFBIG, f"{path.name} must have at most {most} bytes, has {status.st_size}")
         with open(fd, "rb", closefd=False) as file:

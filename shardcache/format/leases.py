@@ -32,18 +32,11 @@ import numpy as np
 
 from shardcache.errors import MissingShardError, ShardCacheError, StorageError, UsageError
 from shardcache.format import pages
-from shardcache.format.files import let_go
+from shardcache.format.files import kind_of, let_go
 from shardcache.format.pages import KEY_BYTES, ShardSeal, Table, damaged
 
 MAX_OPEN = 128  # each costs a file descriptor, of which a process often has 1,024
 MAX_TABLE_BYTES = 16 << 20  # 20 bytes a value
-
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-}
 
 Proof = tuple[int, str, int]
 
@@ -324,8 +317,7 @@ def no_value(name: str, key: bytes) -> ShardCacheError:
 
 def _check(status: os.stat_result, file: ShardFile) -> None:
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-        raise damaged(file.name, f"must be a regular file, is {kind}")
+        raise damaged(file.name, f"must be a regular file, is {kind_of(status.st_mode)}")
     if status.st_size != file.seal.file_bytes:
         raise damaged(file.name, f"must have {file.seal.file_bytes} bytes, has {status.st_size}")
 

@@ -1,10 +1,7 @@
 """``manifest.json``: what a cache holds, strictly checked (``spec``, section 3)."""
 
-import errno
 import hashlib
 import math
-import os
-import stat
 import sys
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 from shardcache.errors import CacheNotFoundError, FormatVersionError, ManifestError, UsageError
 from shardcache.format import compression, dtypes, skipped, spec
 from shardcache.format.columns import MASKED, Form, fixed_row_bytes
+from shardcache.format.files import NotAFileError, read_regular
 from shardcache.format.pages import ShardSeal
 from shardcache.format.permutation import Integers, Permutation, Windows, derive
 from shardcache.format.schema import Column, Leaf, Node, column_name, validate_structure, walk
@@ -293,20 +291,13 @@ def read(directory: Path, dir_fd: int | None = None) -> Manifest:
     With ``dir_fd``, of the directory that this descriptor has open; the path is then for messages.
     """
     path = directory / spec.MANIFEST_NAME
-    flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        name = path if dir_fd is None else path.name
-        with open(name, "rb", opener=lambda name, mode: os.open(name, mode | flags, dir_fd=dir_fd)) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ManifestError(f"{path}: must be a regular file, is of mode {stat.filemode(status.st_mode)}")
-            if status.st_size > spec.MAX_MANIFEST_BYTES:
-                raise ManifestError(f"{path}: must have at most {spec.MAX_MANIFEST_BYTES} bytes, has {status.st_size}")
-            data = file.read(spec.MAX_MANIFEST_BYTES)
+        data = read_regular(path, spec.MAX_MANIFEST_BYTES, dir_fd)
     except (FileNotFoundError, NotADirectoryError):
         hint = "no such directory" if not directory.exists() else f"it has no {spec.MANIFEST_NAME}"
         raise CacheNotFoundError(f"{directory}: not a cache ({hint}); 'shardcache build' makes one") from None
+    except NotAFileError as error:
+        raise ManifestError(f"{directory}: {error.strerror}") from None
     except OSError as error:
-        reason = "must be a regular file, is a link" if error.errno == errno.ELOOP else error.strerror
-        raise ManifestError(f"{path}: cannot be read ({reason})") from None
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
     return decode(data, str(path))

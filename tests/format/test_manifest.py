@@ -330,7 +330,7 @@ class TestReading:
     def test_a_manifest_that_is_no_file_is_refused(self, path):
         (path / "manifest.json").unlink()
         (path / "manifest.json").mkdir()
-        with pytest.raises(ManifestError, match="cannot be read"):
+        with pytest.raises(ManifestError, match="must be a regular file, is a directory"):
             shardcache.open(path)
 
     def test_a_manifest_without_end_is_refused(self, path, monkeypatch):
@@ -350,14 +350,14 @@ class TestReading:
     def test_a_named_pipe_does_not_block(self, path):
         (path / "manifest.json").unlink()
         os.mkfifo(path / "manifest.json")
-        with pytest.raises(ManifestError, match="must be a regular file, is of mode p"):
+        with pytest.raises(ManifestError, match=r"manifest\.json must be a regular file, is a named pipe"):
             shardcache.open(path)
 
     def test_a_link_is_not_followed(self, path):
         """Even to the right file: one could lead anywhere."""
         (path / "manifest.json").rename(path / "elsewhere")
         (path / "manifest.json").symlink_to("elsewhere")
-        with pytest.raises(ManifestError, match="must be a regular file, is a link"):
+        with pytest.raises(ManifestError, match="must be a regular file, is a symbolic link"):
             shardcache.open(path)
 
 

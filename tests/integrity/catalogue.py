@@ -138,7 +138,7 @@ FAULTS = [
     Fault(
         "the manifest is a link, a directory, a pipe, ...",
         ManifestError,
-        "must be a regular file, is a link",
+        "must be a regular file, is a symbolic link",
         lambda p: replaced(manifest_of(p), lambda file: file.symlink_to("/dev/zero")),
     ),
     Fault(
