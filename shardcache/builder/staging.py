@@ -23,7 +23,7 @@ from shardcache.builder.parts import Part
 from shardcache.builder.shards import ShardRecord
 from shardcache.builder.swap import discard, put_in_place
 from shardcache.builder.tolerance import merged, said
-from shardcache.errors import BuildMismatchError, ManifestError, SampleError
+from shardcache.errors import BuildMismatchError, CacheExistsError, ManifestError, SampleError
 from shardcache.format import manifest, provenance, skipped, spec
 from shardcache.format.files import NotAFileError, read_regular, storage_errors, sync_directory, write_whole
 from shardcache.format.manifest import ColumnTotals, Manifest, Skipped
@@ -50,11 +50,21 @@ class Staging:
         with storage_errors(self.directory):
             if self.directory.is_symlink():  # a build deletes what it does not know
                 raise NotADirectoryError(errno.ENOTDIR, "must be a directory, is a link")
+            self._refuse_strangers()
             part = self._part
             self._lock = (
                 Whole(self.directory, self.target) if part is None else Shared(self.directory, self.target, part)
             )
         return self
+
+    def _refuse_strangers(self) -> None:
+        """A build that fails deletes this directory, and one that succeeds publishes all of it."""
+        for file in self.directory.iterdir() if self.directory.is_dir() else ():
+            if not file.name.startswith((*_OURS, spec.SKIPPED_NAME, ".")) and file.name != LOCK:
+                raise CacheExistsError(
+                    f"{self.directory}: something else is here already ({file.name!r}), where the cache would grow; "
+                    "move it away, or choose another path"
+                )
 
     def __exit__(self, *exc: object) -> None:
         try:

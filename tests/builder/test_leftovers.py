@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import shardcache
-from shardcache import BuildMismatchError, StorageError
+from shardcache import BuildMismatchError, CacheExistsError, StorageError
 from shardcache.builder import staging, swap
 from shardcache.builder.staging import progress_of
 from shardcache.format import spec
@@ -99,6 +99,17 @@ def test_a_directory_that_is_a_link_is_refused_and_what_is_in_it_stays(target: P
     with pytest.raises(StorageError, match="must be a directory, is a link"):
         build(target)
     assert [file.name for file in other.iterdir()] == ["shard-00009.lmdb"]
+
+
+def test_files_of_somebody_else_are_neither_deleted_nor_published(target: Path):
+    thesis = target.with_name("c.partial") / "thesis.txt"
+    thesis.write_text("years of work")
+    with pytest.raises(CacheExistsError, match=r"c\.partial: something else is here already \('thesis.txt'\)"):
+        build(target)
+    assert thesis.read_text() == "years of work"
+    assert [file.name for file in thesis.parent.iterdir()] == ["thesis.txt"]
+    thesis.unlink()
+    assert len(build(target)) == 200
 
 
 def test_a_shard_that_is_a_link_is_built_again(interrupted: Path):
