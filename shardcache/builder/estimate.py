@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from shardcache.builder.engine import Engine
 from shardcache.builder.locality import Locality
 from shardcache.builder.probe import Options, draw_up
 from shardcache.builder.randomness import Twice, undisturbed
@@ -22,6 +23,7 @@ from shardcache.builder.tolerance import Tolerance
 from shardcache.errors import StorageError, UsageError
 from shardcache.format import columns, compression
 from shardcache.format.block import PREFIX_BYTES
+from shardcache.format.files import directory_of
 from shardcache.format.manifest import Manifest
 from shardcache.format.schema import Column
 from shardcache.format.shard import page_bytes
@@ -138,13 +140,14 @@ def estimate(
     options, tolerance = Options(layout, seed, codec, block_bytes, shuffle_window), Tolerance(on_error, max_errors)
     options.check()
     tolerance.check()
+    Engine(num_workers).check()
     with undisturbed():
         source = Recipe(dataset, kwargs, tolerance).source()
         if isinstance(source, Stream):
             raise UsageError("a dataset that can only be iterated has no length: nothing can be estimated of it")
         survey = Survey(source, draw_up(source, options.for_source(source)), num_workers)
         survey.warn()
-        return survey.estimate(None if path is None else free_bytes(Path(path).absolute()))
+        return survey.estimate(None if path is None else free_bytes(directory_of(path)))
 
 
 class Survey:

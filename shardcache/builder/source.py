@@ -76,6 +76,9 @@ class Recipe:
     """
 
     def __init__(self, dataset: Any, kwargs: Mapping[str, Any] | None, tolerance: Tolerance = STRICT) -> None:
+        names: Any = kwargs or {}
+        if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"kwargs must be a dict of arguments by name, was {kwargs!r}")
         self._dataset, self._kwargs, self.tolerance = dataset, dict(kwargs or {}), tolerance
         self._prepared: Any = None
         self._is_made = is_made(dataset)

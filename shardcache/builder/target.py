@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shardcache.errors import CacheExistsError, UsageError
 from shardcache.format import spec
-from shardcache.format.files import storage_errors
+from shardcache.format.files import directory_of, storage_errors
 
 
 def check(if_exists: str) -> None:
@@ -16,7 +16,7 @@ def check(if_exists: str) -> None:
 
 def target_of(path: str | os.PathLike[str]) -> Path:
     """Where the cache goes. A link is followed: what it points to is replaced, not the link."""
-    target = Path(path).absolute()
+    target = directory_of(path)
     with storage_errors(target):
         return target.resolve() if target.is_symlink() and target.exists() else target
 

@@ -6,8 +6,9 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from shardcache.errors import ShardCacheError, StorageError
+from shardcache.errors import ShardCacheError, StorageError, UsageError
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _KINDS = {
@@ -17,6 +18,14 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def directory_of(path: Any) -> Path:
+    """The absolute path of a directory that a user names; :class:`UsageError` where it can be none."""
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str) or "\0" in name:
+        raise UsageError(f"path must name a directory, was {path!r}")
+    return Path(name).absolute()
 
 
 class NotAFileError(OSError):

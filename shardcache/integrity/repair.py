@@ -27,7 +27,7 @@ from shardcache.builder.swap import discard
 from shardcache.builder.work import Work
 from shardcache.errors import BuildInProgressError, ManifestError, StorageError
 from shardcache.format import compression, shard, spec
-from shardcache.format.files import let_go, storage_errors
+from shardcache.format.files import directory_of, let_go, storage_errors
 from shardcache.format.manifest import Manifest
 from shardcache.integrity.report import Report
 from shardcache.integrity.verify import verify
@@ -97,7 +97,7 @@ def repair(
         StorageError: the disk is full, or the cache may not be written.
         CacheExistsError: a new cache is needed, and something is at ``out``.
     """
-    directory = Path(path).resolve()
+    directory = directory_of(path).resolve()
     recipe = Recipe(dataset, kwargs)
     report = verify(directory)
     if report or report.manifest is None:
@@ -119,7 +119,7 @@ def repair(
         is_sound = bool(damaged) and not differing
         if report or is_sound:
             return Repair(directory, report, tuple(sorted(restored)))
-    beside = directory.with_name(directory.name + ".repaired") if out is None else Path(out)
+    beside = directory.with_name(directory.name + ".repaired") if out is None else directory_of(out)
     build(
         dataset,
         beside,

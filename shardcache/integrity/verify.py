@@ -25,6 +25,7 @@ from shardcache.format import block, nested, pages, spec
 from shardcache.format import manifest as manifests
 from shardcache.format.block import Body, Place
 from shardcache.format.columns import NO_VALUE, NOTHING, BlockRows, BodyError, Form
+from shardcache.format.files import directory_of
 from shardcache.format.leases import ShardFile
 from shardcache.format.manifest import ColumnTotals, Manifest
 from shardcache.integrity.report import LISTED, UNEXPECTED, Problem, Report, said
@@ -67,7 +68,7 @@ def verify(
         raise UsageError(f"expect must be a digest of 64 hex digits, was {expect!r}")
     if num_workers is not None and (type(num_workers) is not int or num_workers < 0):
         raise UsageError(f"num_workers must be 0 or more, was {num_workers!r}")
-    directory = Path(path).absolute()
+    directory = directory_of(path)
     try:
         manifest = manifests.read(directory)
     except ManifestError as error:

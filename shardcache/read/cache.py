@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from shardcache.errors import CacheError, UsageError
 from shardcache.format import manifest as manifests
 from shardcache.format import provenance
+from shardcache.format.files import directory_of
 from shardcache.format.manifest import Manifest
 from shardcache.format.permutation import Integers
 from shardcache.format.provenance import SkipNote
@@ -42,15 +43,21 @@ def open(path: str | os.PathLike[str], *, types: Sequence[type] = (), io: str = 
             ``"mmap"``.
 
     Raises:
-        UsageError: one of ``types`` is neither a dataclass nor a namedtuple, or ``io`` is none of these.
+        UsageError: ``path`` is no path, one of ``types`` is neither a dataclass nor a namedtuple, or ``io`` is none of
+            these.
         CacheNotFoundError: there is no cache at ``path``.
         FormatVersionError: it was written by a later version of the format.
         ManifestError: its manifest is damaged.
     """
-    for cls in types:
-        if record_kind(cls) is None:
-            raise UsageError(f"types must be dataclasses and namedtuples, one was {cls!r}")
-    return Cache(Path(path).absolute(), tuple(types), io=io)
+    return Cache(directory_of(path), _records(types), io=io)
+
+
+def _records(types: Any) -> tuple[type, ...]:
+    given = tuple(types) if isinstance(types, Iterable) else (types,)
+    for cls in given:
+        if not isinstance(cls, type) or record_kind(cls) is None:
+            raise UsageError(f"types must be a list of dataclasses and namedtuples, one was {cls!r}")
+    return given
 
 
 class Cache(Dataset[Any]):

@@ -35,8 +35,8 @@ class Epochs:
 
     def set(self, epoch: int, step: int | None = None) -> None:
         """The next iteration; without ``step`` it begins at the start, or where it was set for this very epoch."""
-        if type(epoch) is not int or epoch < 0:
-            raise UsageError(f"epoch must be an int of 0 or more, was {epoch!r}")
+        if type(epoch) is not int or not 0 <= epoch < 1 << 62:
+            raise UsageError(f"epoch must be an int of 0 or more (and of 62 bits), was {epoch!r}")
         if step is None:
             step = self.step if epoch == self.epoch else 0
         else:

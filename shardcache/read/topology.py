@@ -1,6 +1,7 @@
 """Which rank of how many, and which worker of how many, this process is."""
 
 import os
+from numbers import Integral
 from typing import NamedTuple
 
 import torch.distributed
@@ -35,9 +36,13 @@ def ranks(rank: int | None, world_size: int | None) -> Ranks:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         else:
             rank, world_size = _from_environment()
+    if not all(isinstance(number, Integral) for number in (rank, world_size)):
+        raise UsageError(f"rank and world_size must be ints, were {rank!r} and {world_size!r}")
+    if world_size < 1:
+        raise UsageError(f"world_size must be 1 or more, was {world_size}")
     if not 0 <= rank < world_size:
         raise UsageError(f"rank must be 0..{world_size - 1} in a world of size {world_size}, was {rank}")
-    return Ranks(rank, world_size)
+    return Ranks(int(rank), int(world_size))
 
 
 def check_unchanged(then: Ranks) -> None:

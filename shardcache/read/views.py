@@ -1,12 +1,14 @@
 """Parts of a cache without copies: which samples a view holds is an array of source indices, and nothing else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardcache.errors import UsageError
 from shardcache.format.permutation import Integers, Permutation, derive
+from shardcache.read.transforms import blamed_on
 
 if TYPE_CHECKING:
     from shardcache.read.cache import Cache
@@ -16,6 +18,8 @@ _SPLIT_STREAM = 0x53504C4954  # "SPLIT"
 
 def positions(indices: Any, length: int) -> Integers:
     """Indices of samples, checked: integers within the cache (negative ones count from the end), each at most once."""
+    if not isinstance(indices, Iterable):
+        raise UsageError(f"indices must be a list of ints, was {indices!r}")
     found = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
     if found.dtype == bool:
         raise UsageError("select takes indices, was given a mask of bools: np.flatnonzero(mask) makes indices of it")
@@ -34,8 +38,12 @@ def positions(indices: Any, length: int) -> Integers:
     return found
 
 
-def split(cache: "Cache", fractions: Mapping[str, float], seed: int, stratify: str | None) -> dict[str, Integers]:
+def split(cache: "Cache", fractions: Any, seed: int, stratify: str | None) -> dict[str, Integers]:
     """Positions of each part, ascending; parts are disjoint, and the same for the same cache and seed."""
+    if not isinstance(fractions, Mapping) or not all(isinstance(one, Real) for one in fractions.values()):
+        raise UsageError(f"fractions must be a dict of numbers, like {{'train': 0.9, 'val': 0.1}}, was {fractions!r}")
+    if type(seed) is not int:
+        raise UsageError(f"seed must be an int, was {seed!r}")
     total = sum(fractions.values())
     if not fractions or any(not 0 < fraction <= 1 for fraction in fractions.values()) or total > 1 + 1e-9:
         raise UsageError(f"fractions must be above 0 and add up to at most 1, were {dict(fractions)}")
@@ -70,8 +78,15 @@ def _groups(cache: "Cache", name: str) -> list[Integers]:
 def matching(cache: "Cache", columns: Sequence[str | int] | str | int, where: Callable[..., Any]) -> Integers:
     """The positions whose values of ``columns`` satisfy ``where``."""
     names = [columns] if isinstance(columns, (str, int)) else list(columns)
-    rows = zip(*values(cache, names), strict=True)
-    return np.flatnonzero([bool(where(*row)) for row in rows])
+    if not names:
+        raise UsageError("filter: columns must name one column or more, whose values where() is called with")
+    if not callable(where):
+        raise UsageError(f"filter: where must be callable, was {type(where).__qualname__}")
+    matches = []
+    for position, row in enumerate(zip(*values(cache, names), strict=True)):
+        with blamed_on(f"where of sample {position}"):
+            matches.append(bool(where(*row)))
+    return np.flatnonzero(matches)
 
 
 def values(cache: "Cache", names: Sequence[str | int]) -> list[list[Any]]:

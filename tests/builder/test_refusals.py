@@ -152,6 +152,8 @@ def test_a_length_that_is_not_one_is_told(says, error, what, tmp_path, leaves_no
         (None, {}, "must have __len__ and __getitem__"),
         (7, {}, r"was builtins\.int"),
         ([1], {"kwargs": {"a": 1}}, "kwargs= goes with a callable"),
+        (factory, {"kwargs": 5}, "kwargs must be a dict of arguments by name, was 5"),
+        (factory, {"kwargs": {1: 2}}, "kwargs must be a dict"),
         ("no colon", {}, "'package.module:callable'"),
         ("no.such.module:f", {}, "there is no module 'no'"),
         ("no/such/file.py:f", {}, "there is no file"),
@@ -162,6 +164,20 @@ def test_what_is_not_a_dataset_is_refused(dataset, options, what, tmp_path, leav
     with pytest.raises(UsageError, match=what):
         build(dataset, tmp_path / "c", **options)
     leaves_nothing()
+
+
+@pytest.mark.parametrize("path", [5, None, b"caches", "a\0b"])
+def test_what_names_no_directory_is_refused_wherever_one_is_asked_for(path):
+    calls = [shardcache.open, shardcache.verify, shardcache.finish]
+    calls += [lambda path: build([1], path), lambda path: shardcache.repair(path, [1])]
+    for call in calls:
+        with pytest.raises(UsageError, match="path must name a directory, was"):
+            call(path)
+
+
+def test_a_number_of_workers_that_makes_no_sense_is_refused_before_a_build_too():
+    with pytest.raises(UsageError, match="num_workers must be 0 or more, was -1"):
+        shardcache.estimate([1], num_workers=-1)
 
 
 def test_a_factory_that_raises_says_with_which_arguments(tmp_path, leaves_nothing):

@@ -127,6 +127,8 @@ def test_types_must_be_records(tmp_path):
     shardcache.build([1], tmp_path / "c", progress=False)
     with pytest.raises(shardcache.UsageError, match="dataclasses and namedtuples"):
         shardcache.open(tmp_path / "c", types=[int])
+    with pytest.raises(shardcache.UsageError, match="a list of dataclasses and namedtuples"):
+        shardcache.open(tmp_path / "c", types=5)
 
 
 SIZE = 1500

@@ -58,7 +58,7 @@ class TestSetEpoch:
                 loader.set_epoch(epoch + 1)
                 assert numbers(batches) == expected[epoch]
 
-    @pytest.mark.parametrize("epoch", [-1, 1.0, "1", None, True])
+    @pytest.mark.parametrize("epoch", [-1, 1.0, "1", None, True, 1 << 64])
     def test_takes_a_number_of_0_or_more(self, cache_of: CacheOf, epoch: Any) -> None:
         with pytest.raises(UsageError, match="epoch must be an int of 0 or more"):
             dataset(cache_of).set_epoch(epoch)

@@ -86,6 +86,8 @@ class TestSelect:
             (["1"], UsageError, "a list of ints"),
             ([[1, 2]], UsageError, "of 2 dimensions"),
             (np.ones(SIZE, bool), UsageError, "np.flatnonzero"),
+            (5, UsageError, "indices must be a list of ints, was 5"),
+            (None, UsageError, "indices must be a list of ints, was None"),
         ],
     )
     def test_what_cannot_be_selected_is_an_error(self, cache: Cache, wrong: Any, error: Any, said: str) -> None:
@@ -136,11 +138,17 @@ class TestSplit:
             ({"a": -0.1}, "must be above 0"),
             ({"a": 0.0001}, "'a' would be empty"),
             ({"a": float("nan")}, "must be above 0"),
+            ([0.5, 0.5], "must be a dict of numbers"),
+            ({"a": "0.5"}, "must be a dict of numbers"),
         ],
     )
     def test_fractions_that_make_no_sense_are_errors(self, cache: Cache, fractions: Any, said: str) -> None:
         with pytest.raises(UsageError, match=said):
             cache.split(fractions)
+
+    def test_a_seed_that_is_no_int_is_an_error(self, cache: Cache) -> None:
+        with pytest.raises(UsageError, match="seed must be an int, was '0'"):
+            cache.split({"a": 0.5}, seed="0")  # type: ignore[arg-type]
 
     def test_three_thirds_are_the_whole(self, cache: Cache) -> None:
         parts = cache.split(dict.fromkeys("abc", 1 / 3))
@@ -169,6 +177,16 @@ class TestFilter:
     def test_nothing_that_fits_is_an_error(self, cache: Cache) -> None:
         with pytest.raises(UsageError, match="no sample satisfies"):
             cache.filter("label", lambda label: label == "z")
+
+    @pytest.mark.parametrize(("columns", "where", "said"), [([], bool, "name one column"), (["label"], 5, "callable")])
+    def test_what_cannot_be_asked_is_an_error(self, cache: Cache, columns: Any, where: Any, said: str) -> None:
+        with pytest.raises(UsageError, match=said):
+            cache.filter(columns, where)
+
+    def test_what_the_condition_raises_names_the_sample(self, cache: Cache) -> None:
+        with pytest.raises(ZeroDivisionError) as caught:
+            cache.filter("index", lambda index: 1 / (index - 7))
+        assert caught.value.__notes__ == ["(raised by where of sample 7)"]
 
 
 class TestNested:
