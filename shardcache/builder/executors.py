@@ -107,7 +107,7 @@ def _pickled(executor: Executor, work: Work) -> bytes:
     """By value where that takes cloudpickle, which executors of dask and loky bring with them."""
     by_value = sys.modules.get("cloudpickle")
     try:
-        data = pickle.dumps(work)
+        data = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)  # NumPy's arrays lose their byte order in others
         return data if by_value is None or b"__main__" not in data else bytes(by_value.dumps(work))
     except Exception as error:
         if by_value is not None:

@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import msgspec
@@ -67,6 +68,20 @@ class _Watched(Source):
             now.is_reading = False
 
 
+class _Sent:
+    """Work for another process; one that is not forked gets it by a protocol that keeps the byte order of arrays."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __reduce__(self) -> Any:
+        return _received, (bytes(ForkingPickler.dumps(self.work, pickle.HIGHEST_PROTOCOL)),)
+
+
+def _received(data: bytes) -> _Sent:
+    return _Sent(pickle.loads(data))
+
+
 class _Worker:
     """A worker process, the shard that it is at, those that its thread is still at, and how many it has done."""
 
@@ -75,7 +90,7 @@ class _Worker:
         self.written: list[int] = []
         self.now = context.RawValue(_Now, 0.0, -1, False)
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_live, args=(theirs, work, self.now), daemon=True)
+        self.process: BaseProcess = context.Process(target=_live, args=(theirs, _Sent(work), self.now), daemon=True)
         try:
             self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -217,11 +232,11 @@ class Pool:
         raise WorkerDiedError(f"a worker process ended {cause} {where} (out of memory? a crash in the dataset?)")
 
 
-def _live(connection: Connection, work: Work, now: Any) -> None:
+def _live(connection: Connection, sent: _Sent, now: Any) -> None:
     """A worker's life: shard numbers in, reports and records out, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    parent = _Parent(connection)
+    parent, work = _Parent(connection), sent.work
     try:
         _limit_threads()
         _keep_heap()

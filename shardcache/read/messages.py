@@ -64,7 +64,7 @@ def pack(rings: Rings, content: object) -> bytes:
 
 
 def _plain(content: object) -> bytes:
-    return bytes(ForkingPickler.dumps(content))
+    return bytes(ForkingPickler.dumps(content, 5))
 
 
 def _failure(error: Exception) -> ExceptionWrapper:

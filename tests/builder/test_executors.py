@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import loky
+import numpy as np
 import pytest
 
 import shardcache
@@ -99,6 +100,14 @@ def test_the_bytes_are_the_same_and_the_dataset_is_made_once_in_each_process(exe
     assert len(made) <= 2
     build("tests.builder.sources:factory", tmp_path / "d", kwargs={"size": 400}, executor=executor)
     assert digests(tmp_path / "d") == expected
+
+
+@pytest.mark.parametrize("executor", ENGINES, indirect=True)
+def test_a_list_of_arrays_keeps_their_byte_order(executor, tmp_path):
+    arrays = [np.arange(size, dtype=">i4") for size in (3, 500)] * 40
+    build(arrays, tmp_path / "one")
+    assert build(arrays, tmp_path / "two", executor=executor)[1].dtype == ">i4"
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
 @pytest.mark.parametrize("executor", ENGINES, indirect=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import shardcache
@@ -59,6 +60,14 @@ def test_the_bytes_are_the_same_however_workers_are_started(method, expected, tm
     start_method(method)
     build("tests.builder.sources:factory", tmp_path / "c", num_workers=2, kwargs={"size": 400})
     assert digests(tmp_path / "c") == expected
+
+
+def test_a_list_of_arrays_keeps_their_byte_order_on_the_way_to_a_spawned_worker(tmp_path, start_method):
+    arrays = [np.arange(size, dtype=">i4") for size in (3, 500)] * 40
+    build(arrays, tmp_path / "one")
+    start_method("spawn")
+    assert build(arrays, tmp_path / "two", num_workers=2)[1].dtype == ">i4"
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
 
 
 def test_the_bytes_are_the_same_wherever_the_dataset_comes_from(expected, tmp_path, monkeypatch):
