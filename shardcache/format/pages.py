@@ -1,9 +1,9 @@
 """The pages of a shard, read without LMDB: whether its tree is sound, the tree's digest, and where every value lies.
 
 LMDB believes its file. A bit that flips in a page of the tree is a wrong answer or a signal, and a file that was made
-for the purpose can be worse. So nothing that LMDB interprets reaches it unread: this module walks the same pages with
-``pread``, checks each number that LMDB would follow, and hashes what it walked. The digest tells damage from what was
-written; the checks hold even for a file whose digest was made to match.
+for the purpose can be worse. So LMDB takes no part in reading: this module walks the same pages with ``pread``, checks
+each number that it follows, and hashes what it walked. The digest tells damage from what was written; the checks hold
+even for a file whose digest was made to match.
 
 A shard in LMDB's data format 1 (the library's 0.9 series), 64 bits, little-endian, pages of P bytes::
 

@@ -117,8 +117,8 @@ The key of eight bytes 0xFF holds the shard's **index**: a *stored value* (secti
 (block, column), in that order: the form (section 6), or 0xFF where the block has no value of this column.
 
 The manifest keeps of each shard its size in bytes, the digest of its structure pages
-(:mod:`shardcache.format.pages`) and the SHA-256 of the file. A reader checks size and structure before it gives the
-file to LMDB.
+(:mod:`shardcache.format.pages`) and the SHA-256 of the file. A reader checks size and structure before it looks for a
+value.
 
     Why: LMDB trusts its files. A flipped bit in a page of its tree is a wrong answer or a signal.
 
