@@ -17,7 +17,7 @@ from shardcache.format import leases, pages
 from shardcache.format.files import let_go
 from shardcache.format.leases import ShardFile
 
-WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 2 << 20  # smaller ones cost threads that wait for each other
 _SMALL_BYTES = 4 << 10  # LMDB keeps such values among the nodes of its tree, which may lie anywhere
 
 
