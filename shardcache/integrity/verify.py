@@ -52,7 +52,7 @@ def verify(
         expect: the digest that the cache must have (``shardcache info --digest``), e.g. one that was published with it:
             the manifest's, which covers every shard. With another one nothing more is checked.
         num_workers: threads, each at one shard; by default one a core, at most 4. A thread holds one block of one
-            column at a time.
+            column at a time, and a few megabytes of its file.
         progress: called with (rows checked, rows in all) from the threads, one at a time.
 
     Returns:
