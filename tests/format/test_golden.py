@@ -28,6 +28,7 @@ def test_a_golden_cache_holds_what_was_written(name, version):
     cache = shardcache.open(GOLDEN / f"v{version}" / name, types=[Point, Box])
     assert cache.manifest.version == version
     assert [exact(sample) for sample in cache[:]] == [exact(sample) for sample in kept(name)]
+    assert shardcache.verify(cache.path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
