@@ -91,6 +91,13 @@ def _bounded(text: str) -> str:
     return f"{text[:_LONGEST]}... ({len(text)} long, sha256 {digest})"
 
 
+def listed(deps: Any) -> tuple[Any, ...]:
+    """Dependencies, of which a text alone would be as many as it has letters."""
+    if isinstance(deps, str | bytes) or not isinstance(deps, Iterable):
+        raise UsageError(f"deps must be a list of paths, functions and values, was {deps!r}")
+    return tuple(deps)
+
+
 def fingerprint(
     factory: Any,
     kwargs: Mapping[str, Any] | None = None,
@@ -117,7 +124,7 @@ def fingerprint(
     for name, value in _arguments(made, kwargs or {}).items():
         arguments[name], shown[name] = maker.write(value, f"argument {name}"), _shown(value)
     called = maker.write(made, "the dataset" if is_made(made) else "the factory")
-    for number, one in enumerate(deps):
+    for number, one in enumerate(listed(deps)):
         label = f"dependency {number}"
         if isinstance(one, PurePath) and not os.path.exists(one):
             raise UsageError(f"{one}: a file or folder that the dataset depends on is not there")

@@ -32,7 +32,7 @@ from shardcache.registry.asked import Asked
 from shardcache.registry.data import difference
 from shardcache.registry.discover import discover
 from shardcache.registry.explain import changed_since, is_same_but_gone
-from shardcache.registry.fingerprint import Fingerprint
+from shardcache.registry.fingerprint import Fingerprint, listed
 from shardcache.registry.job import is_first_of_node, is_job
 from shardcache.registry.miss import advice, reason, target_of
 from shardcache.registry.source import started
@@ -94,9 +94,9 @@ def get_or_build(
     """
     _check(on_miss, on_stale, spot_check, build_options)
     options = build_options | ({"allow_random": True} if allow_random else {})
-    given = dict(kwargs or {})
-    asked = Asked(name, factory, given, version, tuple(deps), data_check, options, cache_dir, allow_shared)
     recipe = Recipe(factory, kwargs)
+    given = dict(kwargs or {})
+    asked = Asked(name, factory, given, version, listed(deps), data_check, options, cache_dir, allow_shared)
     root = root_of(cache_dir, allow_shared=allow_shared)
     made_of = asked.fingerprint(str(root))
     slot = _slot(root, name, made_of)

@@ -22,7 +22,7 @@ from shardcache.builder.swap import discard, sweep
 from shardcache.errors import CacheNotFoundError, StorageError, UsageError
 from shardcache.format import manifest as manifests
 from shardcache.format import spec
-from shardcache.format.files import read_regular, storage_errors, write_whole
+from shardcache.format.files import directory_of, read_regular, storage_errors, write_whole
 from shardcache.format.manifest import Manifest
 from shardcache.read.hold import REPLACED, is_held, replaced
 from shardcache.registry.data import Files
@@ -54,6 +54,9 @@ def root_of(cache_dir: str | os.PathLike[str] | None = None, *, allow_shared: bo
         StorageError: it cannot be made.
     """
     given = cache_dir or os.environ.get(HOME)
+    if given:
+        directory_of(given)  # refuses what is no path
+        given = os.path.expanduser(given)  # a variable that no shell has set may hold it
     root = Path(given) if given else platformdirs.user_cache_path("shardcache", appauthor=False)
     if "~" in root.parts[:1]:
         raise UsageError(f"this user has no home for a folder of caches: say cache_dir=, or set {HOME}")

@@ -117,6 +117,25 @@ class TestReuse:
         file.write_text("12")
         assert get(deps=[file]).path != first.path
 
+    @pytest.mark.parametrize("deps", ["labels.txt", b"x", 5])
+    def test_dependencies_that_are_no_list_are_refused(self, deps: Any) -> None:
+        with pytest.raises(UsageError, match="deps must be a list of paths"):
+            get(deps=deps)
+        with pytest.raises(UsageError, match="deps must be a list of paths"):
+            shardcache.explain("train", Squares, deps=deps)
+
+    @pytest.mark.parametrize("options", [{"kwargs": 5}, {"cache_dir": 5}, {"cache_dir": "a\0"}])
+    def test_arguments_and_folders_that_can_be_none_are_refused(self, options: Any) -> None:
+        with pytest.raises(UsageError, match=r"must be a dict of arguments|must name a directory"):
+            get(**options)
+
+    def test_a_folder_may_be_named_by_the_home_of_its_user(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("SHARDCACHE_HOME", "~/shared")
+        assert get().path.is_relative_to(tmp_path / "shared")
+
     def test_rebuild_makes_a_new_one_and_readers_keep_the_old_one(self) -> None:
         old = get()
         new = get(rebuild=True)
