@@ -215,6 +215,8 @@ def _stack(name: str, tensors: list[torch.Tensor]) -> torch.Tensor:
 def collate_samples(values: Sequence[Any], policies: Policies, name: str = "") -> Any:
     """Samples of one structure -> a batch of that structure."""
     first, cls = values[0], type(values[0])
+    if policies.named.get(name) == "list":  # also where all samples of this batch happen to have one structure
+        return list(values)
     if not all(type(value) is cls for value in values):
         return collate_values(name or "sample", values, policies)
 

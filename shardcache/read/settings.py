@@ -24,7 +24,7 @@ def parse_bytes(text: str) -> int:
     """``"64MiB"`` -> 67108864."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = match and _UNITS.get(match[2].upper())
-    if not match or unit is None:
+    if not match or unit is None or float(match[1]) * unit < 1:
         raise UsageError(f"shuffle_buffer must be a number of samples or of bytes like '64MiB', was {text!r}")
     return int(float(match[1]) * unit)
 

@@ -221,6 +221,14 @@ class TestTransformed:
             with pytest.raises(UsageError, match=r"column 'x': the transform returned tensors of .*say collate="):
                 batch_of({"x": torch.zeros(2)}, {"x": other})
 
+    @pytest.mark.parametrize("value", [(1, 2), {"a": 1}, Pair(1, 2), None, 1, torch.zeros(2)], ids=str)
+    def test_what_is_to_be_a_list_is_one_also_where_all_samples_of_a_batch_are_alike(
+        self, batch_of: Callable[..., Any], value: Any
+    ) -> None:
+        found = batch_of({"x": value}, {"x": value}, collate={"x": "list"})["x"]
+        assert type(found) is list
+        assert all(one is value for one in found)
+
     def test_policies_go_by_name(self, batch_of: Callable[..., Any]) -> None:
         samples = [{"m": {"x": torch.zeros(n)}} for n in (1, 3)]
         assert type(batch_of(*samples, collate={"m/x": "list"})["m"]["x"]) is list

@@ -39,6 +39,7 @@ def dataset(cache_of: CacheOf, **options: Any) -> CachedDataset:
         ({"shuffle_buffer": 10.5}, "shuffle_buffer must be"),
         ({"shuffle_buffer": "many"}, "shuffle_buffer must be a number of samples or of bytes like '64MiB', was 'many'"),
         ({"shuffle_buffer": "-1MiB"}, "shuffle_buffer must be"),
+        ({"shuffle_buffer": "0MiB"}, "shuffle_buffer must be"),
         ({"seed": 1.5}, r"seed must be an int, was 1\.5"),
         ({"remainder": "wrap"}, "remainder must be 'drop', 'pad' or 'keep', was 'wrap'"),
         ({"remainder": "pad", "drop_last": True}, "drop_last=True contradicts remainder='pad'"),
