@@ -70,7 +70,7 @@ def _print(directory: str, done: "Repair") -> None:
         text = f"repaired: {restored}; all is as it was written"
     else:
         text = (
-            f"still damaged: {restored}, {len(done.differing)} came out different and were not; "
+            f"still damaged: {restored}, {len(done.differing)} would not be the same and were not; "
             f"a new cache is in {done.beside}"
         )
     click.echo(plain(f"{directory}: {text}"))

@@ -37,9 +37,9 @@ from shardcache.integrity.verify import verify
 class Repair:
     """What :func:`repair` did. True where the cache is sound now.
 
-    ``report`` is what was wrong before. ``restored`` and ``differing`` are the numbers of the shards that were built
-    again: those that were put back, and those that came out different. ``reasons`` says why they may differ, and
-    ``beside`` is then the new cache.
+    ``report`` is what was wrong before. ``restored`` are the numbers of the shards that were put back; ``differing``
+    those that were not, since they came out different, or would as the dataset has another length. ``reasons`` says why,
+    and ``beside`` is then the new cache.
     """
 
     path: Path
@@ -77,7 +77,8 @@ def repair(
     """Build the damaged shards of a cache again from its dataset; readers may go on meanwhile.
 
     A shard is put back only when it is, to the bit, what the manifest says. Where it is not (another version of zstd or
-    lmdb, a dataset that has changed), the cache is left as it is and a new one is built beside, of the same layout.
+    lmdb, a dataset that has changed), the cache is left as it is and a new one is built beside, of the same layout; its
+    codecs and blocks are the defaults.
 
     Args:
         path: the cache's directory.
