@@ -38,8 +38,8 @@ class Repair:
     """What :func:`repair` did. True where the cache is sound now.
 
     ``report`` is what was wrong before. ``restored`` are the numbers of the shards that were put back; ``differing``
-    those that were not, since they came out different, or would as the dataset has another length. ``reasons`` says why,
-    and ``beside`` is then the new cache.
+    those that were not, since they came out different, or would as the dataset has another length. ``reasons`` says
+    why, and ``beside`` is then the new cache.
     """
 
     path: Path
