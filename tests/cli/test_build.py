@@ -92,7 +92,7 @@ def test_arguments_are_json_and_what_is_not_json_is_text(folder: Path, run: Run)
         (["--arg", "size=3", "--arg", "size=4"], "--arg size was given twice"),
         (["--block-bytes", "big"], "--block-bytes must be a size like '128KiB', was 'big'"),
         (["--block-bytes", "-5"], "--block-bytes must be a size like '128KiB', was '-5'"),
-        (["--block-bytes", "0"], "block_bytes must be 1.."),
+        (["--block-bytes", "0"], "--block-bytes must be a size like '128KiB', was '0'"),
         (["-j", "-1"], "num_workers must be 0 or more, was -1"),
         (["--seed", str(1 << 70)], "seed must be an int of 64 bits"),
         (["--codec", "lz4"], "codec 'lz4': must be 'auto', 'none', 'lzma', 'zstd' or 'zstd:LEVEL'"),
