@@ -79,7 +79,7 @@ class _Sent:
 
 
 def _received(data: bytes) -> _Sent:
-    return _Sent(pickle.loads(data))
+    return _Sent(pickle.loads(data))  # the user's own dataset, from the process that started this one
 
 
 class _Worker:

@@ -79,7 +79,7 @@ class Recipe:
         names: Any = kwargs or {}
         if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
             raise UsageError(f"kwargs must be a dict of arguments by name, was {kwargs!r}")
-        self._dataset, self._kwargs, self.tolerance = dataset, dict(kwargs or {}), tolerance
+        self._dataset, self._kwargs, self.tolerance = dataset, dict(names), tolerance
         self._prepared: Any = None
         self._is_made = is_made(dataset)
         if self._is_made and kwargs:

@@ -70,7 +70,7 @@ def let_go(descriptor: int, close: Callable[[int], None] = os.close) -> None:
 
     For ``__del__`` too: at exit, the names of this module may be gone before the descriptor is.
     """
-    try:  # noqa: SIM105
+    try:  # noqa: SIM105 - at exit, the name of `suppress` may be gone
         close(descriptor)
     except OSError:
         pass

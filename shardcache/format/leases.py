@@ -224,11 +224,6 @@ class ShardFile:
         return status.st_ino == opened.inode and _proof(status, self.seal) == opened.proof
 
 
-def lease(path: Path, seal: ShardSeal, name: str, io: str = "mmap", dir_fd: int | None = None) -> "ShardReader":
-    """A lease on a shard that is read once: see :class:`ShardFile`."""
-    return ShardFile(path, seal, name, io, dir_fd).lease()
-
-
 class ShardReader:
     """A lease on a shard, made by :meth:`ShardFile.lease`.
 

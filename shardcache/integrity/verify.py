@@ -30,8 +30,8 @@ from shardcache.format.leases import ShardFile
 from shardcache.format.manifest import ColumnTotals, Manifest
 from shardcache.integrity.report import LISTED, UNEXPECTED, Problem, Report, said
 from shardcache.integrity.scan import Scan
-from shardcache.read.blocks import open_index
-from shardcache.read.fields import TENSOR, Schema
+from shardcache.read.blocks import not_fixed, open_index
+from shardcache.read.fields import Schema
 
 _MAX_THREADS = 4  # each holds a decoded block, which is large where a single sample is
 
@@ -137,7 +137,7 @@ class _Check:
         self._permutation = manifest.permutation()
         self._decode = nested.decoder()
         self._skipped = manifest.skipped_rows()
-        self._fixed = {field.position for field in Schema(manifest) if field.batch == TENSOR}
+        self._fixed = Schema(manifest).fixed_positions
         self._progress, self._rows_done, self._lock = progress, 0, threading.Lock()
 
     def shard(self, at: int) -> _Found:
@@ -186,8 +186,7 @@ class _Check:
             if form != Form.FIXED and position in self._fixed and not is_skipped:
                 column = self._manifest.columns[position].name
                 place = Place(self._cache_id, found.at, block.value_key(local, position), column)
-                error = block.damaged(place, f"form {form} where the manifest says fixed")
-                self._add(found, error, range(start, start + count), local, column)
+                self._add(found, not_fixed(place, form), range(start, start + count), local, column)
             if form != NO_VALUE:
                 self._column(scan, local, position, form, found)
             elif not is_skipped and self._manifest.columns[position].is_leaf:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardcache.errors import UsageError
+from shardcache.errors import DamagedBlockError, UsageError
 from shardcache.format import block, mounts, nested, spec
 from shardcache.format.block import Place
 from shardcache.format.columns import NO_VALUE, BlockRows, BodyError, Form
 from shardcache.format.leases import MAX_OPEN, OpenShard, ShardFile, ShardReader
 from shardcache.format.manifest import Manifest
 from shardcache.format.schema import ABSENT
-from shardcache.read.fields import TENSOR, Schema
+from shardcache.read.fields import Schema
 from shardcache.read.hold import Hold
 
 _KEPT_INDICES = 128
@@ -87,7 +87,7 @@ class Blocks:
             for position, memory in into.items():
                 place = self._place(at, local, position)
                 if forms[position] != Form.FIXED:
-                    raise block.damaged(place, f"form {forms[position]} where the manifest says fixed")
+                    raise not_fixed(place, forms[position])
                 block.open_into(reader.find(place.key), memory, place)
             return self._columns(reader, number, positions, forms)
 
@@ -100,13 +100,12 @@ class Blocks:
                 columns[position] = self._rows(reader, number, position, forms[position])
             elif position in self._fixed:
                 place = self._place(*divmod(number, self.manifest.blocks_per_shard), position)
-                raise block.damaged(place, f"form {NO_VALUE} where the manifest says fixed")
+                raise not_fixed(place, NO_VALUE)
         return columns
 
     @cached_property
     def _fixed(self) -> frozenset[int]:
-        """Columns of which every sample has a value."""
-        return frozenset(field.position for field in Schema(self.manifest) if field.batch == TENSOR)
+        return Schema(self.manifest).fixed_positions
 
     def _lease(self, at: int) -> ShardReader:
         file = self._files.get(at)
@@ -177,6 +176,11 @@ class Blocks:
             self._indices.pop(list(self._indices)[0], None)  # noqa: RUF015
         self._indices[at] = index
         return index
+
+
+def not_fixed(place: Place, form: int) -> DamagedBlockError:
+    """The error for a block that contradicts the manifest about a column of which every sample has a value."""
+    return block.damaged(place, f"form {form} where the manifest says fixed")
 
 
 def open_index(value: memoryview, manifest: Manifest, at: int) -> bytes:

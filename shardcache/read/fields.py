@@ -85,6 +85,11 @@ class Schema:
         self.fields = tuple(_fields(manifest, manifest.structure, 0, ()))
         self._by_name = {field.name: field for field in self.fields}
 
+    @property
+    def fixed_positions(self) -> frozenset[int]:
+        """The columns of which every sample has a value of one shape."""
+        return frozenset(field.position for field in self.fields if field.batch == TENSOR)
+
     def __len__(self) -> int:
         return len(self.fields)
 

@@ -13,9 +13,9 @@ import shardcache
 from shardcache.errors import DamagedBlockError, DamagedError, DamagedShardError
 from shardcache.format import block, compression, leases, pages, spec
 from shardcache.format.block import PREFIX_BYTES, Place, open_body, open_into, seal, value_key
-from shardcache.format.leases import lease
 from shardcache.format.shard import ShardWriter
 from shardcache.read.blocks import Blocks
+from tests.format.leasing import lease
 
 ID = bytes(range(16))
 PLACE = Place(ID, 12, value_key(7, 3), "image")

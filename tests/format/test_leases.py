@@ -16,8 +16,9 @@ import pytest
 
 from shardcache.errors import DamagedShardError, ShardCacheError, UsageError
 from shardcache.format import leases
-from shardcache.format.leases import close_all, lease
+from shardcache.format.leases import close_all
 from shardcache.format.pages import ShardSeal
+from tests.format.leasing import lease
 from tests.format.test_pages import write_shard
 from tests.format.test_shard import in_a_process, key
 

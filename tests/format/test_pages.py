@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from shardcache.errors import DamagedShardError
 from shardcache.format import pages
-from shardcache.format.leases import lease
 from shardcache.format.shard import ShardWriter, page_bytes
+from tests.format.leasing import lease
 
 PAGE = page_bytes()
 META, LEAF, BRANCH = 8, 2, 1

@@ -26,9 +26,10 @@ from shardcache.errors import (
     UsageError,
 )
 from shardcache.format import pages, shard
-from shardcache.format.leases import close_all, lease
+from shardcache.format.leases import close_all
 from shardcache.format.pages import ShardSeal
 from shardcache.format.shard import ShardWriter
+from tests.format.leasing import lease
 from tests.format.test_pages import PAGE, plain_walk, write_shard
 
 ROOT = Path(__file__).parents[2]

@@ -19,6 +19,7 @@ import shardcache
 from shardcache import Cache, CachedDataset, DamagedError, DamagedShardError, UsageError
 from shardcache.format import leases, mounts, spec
 from shardcache.read import blocks
+from tests.format.leasing import lease
 from tests.read.sources import SOURCES, numbers
 
 CacheOf = Callable[..., Cache]
@@ -78,7 +79,7 @@ def test_a_network_file_system_is_read_without_a_map(cache_of: CacheOf, tmp_path
 def test_a_file_that_is_truncated_under_a_reader_is_an_error(copied: Path):
     cache = shardcache.open(copied, io="pread")
     path, seal = copied / spec.shard_name(0), cache.manifest.shards[0]
-    with leases.lease(path, seal, "shard 00000", "pread") as reader:
+    with lease(path, seal, "shard 00000", "pread") as reader:
         assert len(reader.get(spec.INDEX_KEY))
         os.truncate(path, 4096)
         with pytest.raises(DamagedShardError, match=r"shard 00000: ends after \d+ bytes, must have \d+ or more"):
@@ -107,7 +108,7 @@ def test_a_truncated_file_ends_no_process(copied: Path):
         faulthandler.disable()
         cache = shardcache.open(copied, io=io)
         path = copied / spec.shard_name(0)
-        with leases.lease(path, cache.manifest.shards[0], "shard 00000", io) as reader:
+        with lease(path, cache.manifest.shards[0], "shard 00000", io) as reader:
             os.truncate(path, 0)
             try:
                 bytes(reader.get(spec.INDEX_KEY))
