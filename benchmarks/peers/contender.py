@@ -163,8 +163,12 @@ class Measuring:
             for index in order[count % len(order) :][:10]:
                 sample = reader[index]
                 count += 1
-            assert int(sample["index"]) == index
-        return count / (time.perf_counter() - start)
+            assert int(sample["index"]) == index or not self.peer.keeps_order, f"sample {sample['index']} at {index}"
+        rate = count / (time.perf_counter() - start)
+        values, indices = self.peer.parts({"x": [sample["x"]], "index": [sample["index"]]})
+        expected = self.task.source.checksums()[indices[0]]
+        assert checksum(values[0]) == expected, f"sample {indices[0]} is not what the source has"
+        return rate
 
     def _next_epoch(self, mode: str) -> Any:
         if mode not in self.loaders:

@@ -23,6 +23,7 @@ def _litdata() -> Any:
 class LitData(Peer):
     name = "litdata"
     package = "litdata"
+    keeps_order = False  # two processes deal the samples out among themselves
     note = "optimize(chunk_bytes='64MB', num_workers=2); StreamingDataset(shuffle=True), StreamingDataLoader; defaults"
 
     def load(self) -> None:

@@ -45,6 +45,7 @@ class Peer:
     note = ""  # how it was set up
     modes: tuple[str, ...] = (PROCESS, WORKERS, SAMPLES, RANDOM, COLD)
     kinds: tuple[str, ...] = ("array", "bytes", "text", "decoded")
+    keeps_order = True  # what it has written, it numbers as the source does
     is_exclusive = False  # two loaders of the same folder cannot be open at once
 
     @property
