@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,18 @@ class Measuring:
         expected = self.task.source.checksums()
         seen = np.zeros(len(expected), dtype=int)
         for batch in self._next_epoch(mode):
-            values, indices = self.peer.parts(batch)
-            assert len(values) == len(indices)
-            for value, index in zip(values, indices, strict=True):
+            for index in self._compared(batch, expected):
                 seen[index] += 1
-                if self.peer.is_bit_exact:
-                    assert checksum(value) == expected[index], f"sample {index} is not what the source has"
         assert (seen == 1).all(), f"{(seen == 0).sum()} samples did not come, {(seen > 1).sum()} came again"
+
+    def _compared(self, batch: Any, expected: Any) -> Sequence[int]:
+        """The indices of a batch, after its values were compared with the checksums of all samples of the source."""
+        values, indices = self.peer.parts(batch)
+        assert len(values) == len(indices)
+        if self.peer.is_bit_exact:
+            for value, index in zip(values, indices, strict=True):
+                assert checksum(value) == expected[index], f"sample {index} is not what the source has"
+        return indices
 
     def measure(self, mode: str, seconds: float, longest: float) -> float:
         """Samples a second."""
@@ -165,9 +170,7 @@ class Measuring:
                 count += 1
             assert int(sample["index"]) == index or not self.peer.keeps_order, f"sample {sample['index']} at {index}"
         rate = count / (time.perf_counter() - start)
-        values, indices = self.peer.parts({"x": [sample["x"]], "index": [sample["index"]]})
-        expected = self.task.source.checksums()[indices[0]]
-        assert checksum(values[0]) == expected, f"sample {indices[0]} is not what the source has"
+        self._compared({"x": [sample["x"]], "index": [sample["index"]]}, self.task.source.checksums())
         return rate
 
     def _next_epoch(self, mode: str) -> Any:
