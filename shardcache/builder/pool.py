@@ -37,6 +37,7 @@ _PATIENCE_S = 5  # with a worker that was asked to end
 _TICK_S = 1.0  # between two looks at the workers, where nothing is heard of them
 _DEAD = object()
 _HEAP_BYTES = 64 << 20  # that a worker keeps: memory that is given back is zeroed by the system when it is used again
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -235,7 +236,7 @@ class Pool:
 def _live(connection: Connection, sent: _Sent, now: Any) -> None:
     """A worker's life: shard numbers in, reports and records out, until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _end_with_parent()
     parent, work = _Parent(connection), sent.work
     try:
         _limit_threads()
@@ -277,6 +278,12 @@ def _finish(work: Work, shard: WrittenShard, parent: _Parent) -> None:
 
 def _end_with_parent() -> None:
     """A worker whose parent was killed would write on into what the next build continues."""
+    with suppress(AttributeError, OSError, TypeError):  # Linux does it at once, also where a sample holds the GIL
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _watch_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])

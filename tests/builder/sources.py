@@ -1,5 +1,6 @@
 """Datasets that are built in other processes too, so they lie in a module of their own."""
 
+import ctypes
 import os
 import signal
 import time
@@ -90,6 +91,13 @@ class Traced:
         if self.code:
             os._exit(self.code)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Unyielding(Traced):
+    """Is, at the sample ``deadly``, for minutes in code that lets no other thread of the process run."""
+
+    def _end(self) -> None:
+        ctypes.PyDLL(None).sleep(600)
 
 
 def traced(**options: Any) -> Traced:

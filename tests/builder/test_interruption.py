@@ -20,6 +20,7 @@ from shardcache.format import spec
 from tests.builder.conftest import digests
 from tests.builder.sources import Made, Traced, mixed
 from tests.format.test_shard import small_disk
+from tests.processes import alive_after
 
 ROOT = Path(__file__).parents[2]
 SIZE = 500
@@ -38,6 +39,11 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def readers(log: Path) -> set[int]:
+    """The processes that have read samples of a :class:`Traced`."""
+    return {int(line.split()[1]) for line in log.read_text().splitlines()}
+
+
 BUILD = """
 import sys, shardcache
 from shardcache.format import spec
@@ -49,8 +55,8 @@ shardcache.build(Traced(500, sys.argv[2], delay=0.004), sys.argv[1], block_bytes
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_build_that_was_killed_is_continued_and_what_was_done_is_not_done_again(num_workers, tmp_path):
-    target, partial, log = tmp_path / "c", tmp_path / "c.partial", tmp_path / "log"
-    command = [sys.executable, "-c", BUILD, str(target), str(tmp_path / "first log"), str(num_workers)]
+    target, partial, log, first_log = (tmp_path / name for name in ("c", "c.partial", "log", "first log"))
+    command = [sys.executable, "-c", BUILD, str(target), str(first_log), str(num_workers)]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
         wait_for(lambda: len(list(partial.glob("shard-*.json"))) >= 3)
@@ -58,17 +64,10 @@ def test_a_build_that_was_killed_is_continued_and_what_was_done_is_not_done_agai
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not target.exists()
+    assert not alive_after(20, readers(first_log))  # a worker may finish what it is at
     records = [json.loads(file.read_bytes()) for file in partial.glob("shard-*.json")]
     assert len(records) < 20
-
-    def lock_is_free() -> bool:  # an orphaned worker holds it as long as it lives
-        try:
-            build(Traced(SIZE, str(log)), target, num_workers=num_workers)
-        except BuildInProgressError:
-            return False
-        return True
-
-    wait_for(lock_is_free, 20)
+    build(Traced(SIZE, str(log)), target, num_workers=num_workers)
     read = [int(line.split()[0]) for line in log.read_text().splitlines()]
     manifest = shardcache.open(target).manifest
     size = manifest.blocks_per_shard * manifest.rows_per_block
@@ -79,6 +78,32 @@ def test_a_build_that_was_killed_is_continued_and_what_was_done_is_not_done_agai
     assert len(done & set(read)) <= 63  # the probe decides about the plan again
     build(Traced(SIZE, str(log)), tmp_path / "undisturbed")
     assert digests(target) == digests(tmp_path / "undisturbed")
+
+
+UNYIELDING = """
+import os, sys, shardcache
+from tests.builder.sources import Unyielding
+os.environ["SHARDCACHE_TEST_PARENT"] = str(os.getpid())
+path = sys.argv[1]
+shardcache.build(Unyielding(500, path + ".log", deadly=400, flag=path + ".flag"), path, num_workers=1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_a_worker_ends_with_its_build_although_a_sample_lets_no_thread_of_it_run(tmp_path):
+    """Nothing else keeps it from writing on into what the next build continues."""
+    process = subprocess.Popen([sys.executable, "-c", UNYIELDING, str(tmp_path / "c")], cwd=ROOT)
+    try:
+        wait_for(lambda: (tmp_path / "c.flag").exists())
+    finally:
+        process.kill()
+        process.wait()
+    workers = readers(tmp_path / "c.log") - {process.pid}
+    left = alive_after(20, workers)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert workers
+    assert not left
 
 
 def test_a_build_that_ends_at_any_step_on_the_disk_is_continued_to_the_same_bytes(tmp_path):

@@ -13,6 +13,7 @@ from shardcache.format import spec
 from tests.faults.children import in_children
 from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import victim
+from tests.processes import alive_after
 
 FAULT = "a worker killed in mid-epoch"
 REQUIRED = "error within 10 s, nothing left"
@@ -21,13 +22,6 @@ SHORT, LONG = 4, 100
 DEADLINE_S = 10.0
 STARTED = ("fork", "fork", "fork", "fork", "spawn", "forkserver")
 KILLS = (signal.SIGKILL, signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def shared_files(pids: list[int]) -> list[str]:
@@ -64,11 +58,8 @@ def kill_one(path: Path, seed: int, number: int) -> Outcome:
         return Outcome("hang", f"{started}: batches go on for {DEADLINE_S:g} s without the worker's")
     took = time.monotonic() - start
     del batches, loader
-    deadline = time.monotonic() + DEADLINE_S
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if any(map(is_alive, workers)):
-        return Outcome("orphan", f"{started}: {[pid for pid in workers if is_alive(pid)]} live on")
+    if orphans := alive_after(DEADLINE_S, workers):
+        return Outcome("orphan", f"{started}: {orphans} live on")
     if left := shared_files([os.getpid(), *workers]):
         return Outcome("left", f"{started}: {left} in /dev/shm")
     return outcome if took < DEADLINE_S else Outcome("late", f"{started}: after {took:.1f} s")

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import shardcache
+from tests.processes import alive_after
 
 TRAINING = """
 import sys, time
@@ -25,13 +25,6 @@ if __name__ == "__main__":
 """
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="asks /proc which processes there are")
 @pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
 def test_workers_end_when_the_training_process_is_killed(start_method: str, tmp_path: Path) -> None:
@@ -45,10 +38,7 @@ def test_workers_end_when_the_training_process_is_killed(start_method: str, tmp_
         workers = [int(pid) for pid in training.stdout.readline().split()]
         assert len(workers) == 2
         training.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    left = [pid for pid in workers if is_alive(pid)]
+    left = alive_after(20, workers)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
