@@ -61,7 +61,7 @@ def _draft(pipeline: Pipeline, steps: list[int]) -> _Drafts:
     drafts: list[Draft] = []
     try:
         for some in pipeline.portions(steps):
-            drafts.append(pipeline.draft(some))  # noqa: PERF401 - what came before an error is kept
+            drafts.append(pipeline.draft(*some))  # noqa: PERF401 - what came before an error is kept
     except Exception as error:  # raised where its batch would be
         return drafts, error
     return drafts, None

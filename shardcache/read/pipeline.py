@@ -93,16 +93,24 @@ class Pipeline:
 
     def run(self, steps: Iterable[int]) -> Iterator[Any]:
         """What is yielded for the steps."""
-        return chain.from_iterable(self.finish(self.draft(some)) for some in self.portions(steps))
+        return chain.from_iterable(self.finish(self.draft(*some)) for some in self.portions(steps))
 
-    def portions(self, steps: Iterable[int]) -> Iterator[list[int]]:
-        """The steps in portions that are read together: each by itself, or many where a step is a sample."""
-        steps = iter(steps)
-        return iter(lambda: list(islice(steps, self._recipe.steps_at_once)), [])
+    def portions(self, steps: Iterable[int]) -> Iterator[tuple[list[int], Rows]]:
+        """The steps and their rows in portions that are read together: each by itself, or many where each is a sample.
 
-    def draft(self, steps: list[int]) -> Draft:
+        The plan is asked for many steps at once; first for few, since somebody waits for the first batch.
+        """
+        steps, at_once = iter(steps), self._recipe.steps_at_once
+        planned = at_once
+        while some := list(islice(steps, planned)):
+            rows, ends = self._reader.rows(some), self._reader.ends(some)
+            for start in range(0, len(some), at_once):
+                stop = min(start + at_once, len(some))
+                yield some[start:stop], rows.part(slice(ends[start], ends[stop]))
+            planned = max(at_once, min(2 * planned, self._recipe.steps_planned))
+
+    def draft(self, steps: list[int], rows: Rows) -> Draft:
         """The rows of some steps, decoded."""
-        rows = self._reader.rows(steps)
         outs = self._outs(len(rows.block))
         gathered = [outs[field.position] for field in self._gathered]
         values = self._buffer.take(rows, gathered)

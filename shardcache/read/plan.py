@@ -190,6 +190,11 @@ class PlanReader:
         rows = self._of_many(np.array(steps)) if len(steps) > 1 else self._of_one(steps[0])
         return Rows(rows.visit, *self._plan.geometry.stored(rows.block, rows.offset), rows.valid, rows.last)
 
+    def ends(self, steps: list[int]) -> list[int]:
+        """Where each of some steps begins among their rows, and where the last one ends."""
+        rows = sum(self._plan.shares(np.array(steps), number) for number in self._numbers)
+        return [0, *np.cumsum(rows).tolist()]
+
     def _of_one(self, step: int) -> Rows:
         return joined([self._strand(step, number).take(self._plan.share(step, number)) for number in self._numbers])
 

@@ -11,6 +11,7 @@ from shardcache.read.cache import Cache
 from shardcache.read.collate import Policies
 from shardcache.read.decode import Decoder
 from shardcache.read.fields import RAGGED, Field
+from shardcache.read.plan import LANES
 from shardcache.read.pool import Pool
 from shardcache.read.settings import row_bytes
 from shardcache.read.transforms import Transform
@@ -18,6 +19,7 @@ from shardcache.read.transforms import Transform
 # Single samples are read, and batches handed from thread to thread, as many together as this; but not more than so many
 # bytes.
 ROWS_AT_ONCE = 1024
+ROWS_PLANNED = 4096  # at once: NumPy's calls cost little beside so many
 DECODED_AT_ONCE = 32  # of images, whose size is not known before
 BYTES_AT_ONCE = 4 << 20
 
@@ -54,6 +56,12 @@ class Recipe:
     def steps_at_once(self) -> int:
         """How many steps are read together: samples are many, and each is a step."""
         return self._rows_at_once if self.batch_size is None else 1
+
+    @property
+    def steps_planned(self) -> int:
+        """How many steps the plan is asked for at once: more than one where some are of the same lane."""
+        steps = ROWS_PLANNED // (self.batch_size or 1)
+        return steps if steps >= 2 * LANES else 1
 
     @property
     def steps_ahead(self) -> int:

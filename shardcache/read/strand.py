@@ -9,6 +9,7 @@ from shardcache.read.geometry import Flags, Geometry, Pieces
 
 _BLOCK_ORDER, _DELAYS = 3, 4
 _TIE_BITS = 20
+_TABLED = 1024  # blocks
 _WINDOW = 4096  # rows, about: so many that the cost of NumPy's calls is small beside that of the rows
 
 
@@ -52,7 +53,8 @@ class Strand:
         self._serial, self._key = serial << 40, derive(key, _DELAYS)
         self._ends = np.cumsum(pieces.blocks)
         self._blocks = int(self._ends[-1]) if len(self._ends) else 0
-        self._order = Permutation(self._blocks, derive(key, _BLOCK_ORDER))
+        order = Permutation(self._blocks, derive(key, _BLOCK_ORDER))
+        self._order = _Tabled(order) if self._blocks <= _TABLED else order
         self._reach = span + geometry.rows_per_block
         self._starts: _EvenStarts | _UnevenStarts = self._even() if geometry.is_even else self._uneven()
         keys = self._starts.total + self._reach
@@ -147,6 +149,21 @@ class Strand:
         parts.append(self._ready.part(slice(self._taken, self._taken + count)))
         self._taken += count
         return joined(parts)
+
+
+class _Tabled:
+    """A short permutation, written down: to work it out takes some hundred calls of NumPy each time."""
+
+    def __init__(self, order: Permutation) -> None:
+        self._forward = order.forward(np.arange(order.length))
+        self._inverse = np.empty_like(self._forward)
+        self._inverse[self._forward] = np.arange(order.length)
+
+    def forward(self, places: Integers) -> Integers:
+        return self._forward[places]
+
+    def inverse(self, ordinals: Integers) -> Integers:
+        return self._inverse[ordinals]
 
 
 class _EvenStarts:

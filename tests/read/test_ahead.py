@@ -107,9 +107,9 @@ class TestBounds:
         steps: list[int] = []
         give = ahead.Pipeline.draft
 
-        def draft(self: Any, of: list[int]) -> Any:
+        def draft(self: Any, of: list[int], rows: Any) -> Any:
             steps.extend(of)
-            return give(self, of)
+            return give(self, of, rows)
 
         monkeypatch.setattr(ahead.Pipeline, "draft", draft)
         monkeypatch.setattr(recipe, "ROWS_AT_ONCE", 32)  # two batches

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shardcache.format.permutation import Permutation
 from shardcache.read import geometry as geometries
+from shardcache.read import strand as strands
 from shardcache.read.geometry import Geometry, Selection
 from shardcache.read.plan import LANES, Order, Plan, PlanReader
 from shardcache.read.settings import slots
@@ -141,6 +142,31 @@ class TestEpochs:
                 readers = [plan.reader(rank, world) for rank in range(world)]
                 for step, batch in enumerate(whole):
                     assert [pair for reader in readers for pair in delivered(plan, reader, step)] == batch
+
+    @given(orders(), st.integers(1, 200))
+    @several
+    def test_many_steps_asked_for_at_once_are_the_same_rows_as_one_by_one(
+        self, drawn: tuple[Geometry, Order], at_once: int
+    ) -> None:
+        plan = Plan(*drawn)
+        for rank in range(plan.order.strands):
+            many, single = plan.reader(rank, plan.order.strands), plan.reader(rank, plan.order.strands)
+            for first in range(0, plan.steps, at_once):
+                steps = list(range(first, min(first + at_once, plan.steps)))
+                rows, ends = many.rows(steps), many.ends(steps)
+                assert ends[-1] == len(rows.block)
+                for step, start, end in zip(steps, ends[:-1], ends[1:], strict=True):
+                    of_step = zip(rows.part(slice(start, end)), single.rows([step]), strict=True)
+                    assert all(np.array_equal(part, alone) for part, alone in of_step)
+
+    @given(orders())
+    @several
+    def test_short_permutations_of_blocks_are_the_same_written_down(self, drawn: tuple[Geometry, Order]) -> None:
+        plan = Plan(*drawn)
+        expected = epoch(plan)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(strands, "_TABLED", -1)
+            assert epoch(Plan(*drawn)) == expected
 
     @given(orders(), st.floats(0, 1), st.sampled_from(STABLE))
     @several
