@@ -147,20 +147,23 @@ FetchRow = Callable[[int], Array]
 class BlockRows:
     """One column of one block, decoded as far as is cheap for all rows at once: ``value(k)`` is row k.
 
-    ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row with a key of its own.
+    ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row with a key of its own; it
+    may be set later, where ``has_large`` says that there is such a row.
+
+    Thousands are kept at a time, so it is made of few objects that Python's garbage collector must look at.
     """
 
     __slots__ = (
         "_column",
         "_data",
         "_decode",
-        "_fetch",
         "_is_used",
         "_large",
         "_places",
         "_starts",
         "_take",
         "count",
+        "fetch",
         "form",
         "shapes",
         "states",
@@ -173,14 +176,14 @@ class BlockRows:
         body: "np.ndarray[Any, Any]",
         count: int,
         decode: nested.Decoder,
-        fetch: FetchRow,
+        fetch: FetchRow | None = None,
     ) -> None:
-        self._column, self._decode, self._fetch = column, decode, fetch
+        self._column, self._decode, self.fetch = column, decode, fetch
         self.form, self.count = Form(form & ~MASKED), count
         self.states: Array | None = None
         self.shapes: Array | None = None
         self._places: Array | None = None
-        self._starts: list[int] = []
+        self._starts: tuple[int, ...] = ()
         self._large: list[bool] | None = None
         self._is_used = False
         self._take: Callable[[int], Any] | None = None
@@ -220,9 +223,14 @@ class BlockRows:
         if self.count > 1 and largest > spec.LARGE_ROW_BYTES:
             self._large = [size > spec.LARGE_ROW_BYTES for size in sizes]
             sizes = [0 if is_large else size for size, is_large in zip(sizes, self._large, strict=True)]
-        self._starts = list(accumulate(sizes, initial=0))
+        self._starts = tuple(accumulate(sizes, initial=0))
         self._data = self._data[head:]
         _need(self._starts[-1] == len(self._data), "not the size of its rows")
+
+    @property
+    def has_large(self) -> bool:
+        """Whether there is a row with a key of its own."""
+        return self._large is not None
 
     @property
     def held_bytes(self) -> int:
@@ -263,7 +271,8 @@ class BlockRows:
             return None if self.states[row] == 1 else ABSENT
         place = row if self._places is None else int(self._places[row])
         if self._large is not None and self._large[place]:
-            return self._ragged_value(self._fetch(row), place)
+            assert self.fetch is not None
+            return self._ragged_value(self.fetch(row), place)
         if self._take is None:
             if not self._is_used:
                 self._is_used = True

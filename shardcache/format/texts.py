@@ -1,11 +1,12 @@
 """Texts of a block, seen as one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 
-def are_texts(data: "np.ndarray[Any, np.dtype[np.uint8]]", bounds: list[int]) -> bool:
+def are_texts(data: "np.ndarray[Any, np.dtype[np.uint8]]", bounds: Sequence[int]) -> bool:
     """Whether each part is valid UTF-8: all of it is, and no bound cuts a letter."""
     try:
         whole = str(data.data, "utf-8")

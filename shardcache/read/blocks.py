@@ -1,7 +1,7 @@
 """From the manifest to decoded blocks: the only way in which readers reach a shard."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -123,16 +123,12 @@ class Blocks:
         body = block.open_body(reader.get(place.key), place, self._most(position), borrow=self._borrow)
         rows = self.manifest.block_rows(number)
         try:
-            return BlockRows(
-                self.manifest.columns[position],
-                form,
-                body,
-                rows,
-                self._decode,
-                lambda row: self._large(number, position, row),
-            )
+            found = BlockRows(self.manifest.columns[position], form, body, rows, self._decode)
         except (BodyError, ValueError) as error:
             raise block.damaged(place, f"a body that is {error}") from None
+        if found.has_large:
+            found.fetch = partial(self._large, number, position)
+        return found
 
     def _large(self, number: int, position: int, row: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """A row that has a key of its own."""

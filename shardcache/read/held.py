@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from shardcache.read.blocks import Blocks, OpenBlock
+from shardcache.read.blocks import Blocks
 from shardcache.read.fields import Assembler
 
 MAX_HELD_BYTES = 16 << 20  # a thread
@@ -15,13 +15,17 @@ _LARGE_BYTES = 32 << 10
 class _Held:
     """One of them, which gives samples: by :meth:`sample`, or with less ado by ``take`` once it is worth its while."""
 
-    __slots__ = ("_assembler", "_blocks", "_number", "_uses", "bytes", "open", "take")
+    __slots__ = ("_assembler", "_blocks", "_columns", "_file", "_number", "_opened", "_uses", "bytes", "take")
 
     def __init__(self, blocks: Blocks, assembler: Assembler, number: int) -> None:
         self._blocks, self._assembler, self._number, self._uses = blocks, assembler, number, 0
-        self.open: OpenBlock = blocks.open(number, assembler.positions)
-        self.bytes = _BLOCK_BYTES + sum(rows.held_bytes for rows in self.open.columns.values())
+        self._columns, self._file, self._opened = blocks.open(number, assembler.positions)
+        self.bytes = _BLOCK_BYTES + sum(rows.held_bytes for rows in self._columns.values())
         self.take: Callable[[int], Any] | None = None
+
+    def is_still_there(self) -> bool:
+        """Whether its file is the one that was opened."""
+        return self._file.is_still(self._opened)
 
     def sample(self, offset: int) -> Any:
         """The sample at a row of the block."""
@@ -32,8 +36,8 @@ class _Held:
                 self.take = None
         self._uses += 1
         if self._uses == 2:
-            self.take = self._assembler.taker(self.open.columns)
-        return self._assembler.join(self._blocks.values(self.open.columns, self._number, offset))
+            self.take = self._assembler.taker(self._columns)
+        return self._assembler.join(self._blocks.values(self._columns, self._number, offset))
 
 
 class HeldBlocks(threading.local):
@@ -55,7 +59,7 @@ class HeldBlocks(threading.local):
         """What gives the sample at a row of block ``number``."""
         found = self._held.get(number)
         if found is not None:
-            if found.open.file.is_still(found.open.opened):
+            if found.is_still_there():
                 return found.sample
             self._drop(number)
         if self._large in self._held:
