@@ -10,6 +10,7 @@ from shardcache.read.geometry import Flags, Geometry, Pieces
 _BLOCK_ORDER, _DELAYS = 3, 4
 _TIE_BITS = 20
 _TABLED = 1024  # blocks
+_NONE = np.empty(0, np.int64)
 _WINDOW = 4096  # rows, about: so many that the cost of NumPy's calls is small beside that of the rows
 
 
@@ -65,6 +66,8 @@ class Strand:
 
     def _even(self) -> "_EvenStarts":
         """All blocks are of one size but for short ones, and those at the ends of pieces, which may be parts."""
+        if self._geometry.rows_per_block == 1:
+            return _EvenStarts(1, self._blocks, _NONE, _NONE)
         found = np.concatenate([self._ends - self._pieces.blocks, self._ends - 1, self._short()])
         ordinals = np.array(sorted(set(found.tolist())), np.int64)  # np.unique would load numpy.ma into each worker
         missing = self._geometry.rows_per_block - self._part(ordinals)[1]
@@ -77,6 +80,8 @@ class Strand:
     def _short(self) -> Integers:
         """The ordinals of blocks that are short whichever part of them this strand has."""
         short, first = self._geometry.short_blocks(), self._pieces.block
+        if not len(short):
+            return short
         low, high = np.searchsorted(short, first), np.searchsorted(short, first + self._pieces.blocks)
         piece = np.repeat(np.arange(len(first)), high - low)
         found = np.arange(len(piece)) - np.repeat(np.cumsum(high - low) - high, high - low)
