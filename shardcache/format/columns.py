@@ -16,7 +16,15 @@ import numpy as np
 
 from shardcache.errors import ShardCacheError
 from shardcache.format import dtypes, nested, spec
-from shardcache.format.arrays import array_bytes, arrays_bytes, decode_array, scalar_bytes, tensor_bytes, tensors_bytes
+from shardcache.format.arrays import (
+    array_bytes,
+    arrays_bytes,
+    decode_array,
+    scalar_bytes,
+    tensor_bytes,
+    tensor_taker,
+    tensors_bytes,
+)
 from shardcache.format.images import decode_image, encode_image
 from shardcache.format.nested import Refused
 from shardcache.format.schema import ABSENT, Column
@@ -147,8 +155,8 @@ FetchRow = Callable[[int], Array]
 class BlockRows:
     """One column of one block, decoded as far as is cheap for all rows at once: ``value(k)`` is row k.
 
-    ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row with a key of its own; it
-    may be set later, where ``has_large`` says that there is such a row.
+    ``form`` is the form byte, ``count`` the number of rows of the block. ``fetch`` gets a row with a key of its own;
+    ``large`` says which have one, None where none has.
 
     Thousands are kept at a time, so it is made of few objects that Python's garbage collector must look at.
     """
@@ -158,13 +166,13 @@ class BlockRows:
         "_data",
         "_decode",
         "_is_used",
-        "_large",
         "_places",
         "_starts",
         "_take",
         "count",
         "fetch",
         "form",
+        "large",
         "shapes",
         "states",
     )
@@ -184,7 +192,7 @@ class BlockRows:
         self.shapes: Array | None = None
         self._places: Array | None = None
         self._starts: tuple[int, ...] = ()
-        self._large: list[bool] | None = None
+        self.large: list[bool] | None = None
         self._is_used = False
         self._take: Callable[[int], Any] | None = None
         present = count
@@ -221,16 +229,11 @@ class BlockRows:
         if self.form == Form.RAGGED and self._column.type not in ("bytes", "str", "image"):
             self.shapes = words.astype(np.int64).reshape(present, dimensions)
         if self.count > 1 and largest > spec.LARGE_ROW_BYTES:
-            self._large = [size > spec.LARGE_ROW_BYTES for size in sizes]
-            sizes = [0 if is_large else size for size, is_large in zip(sizes, self._large, strict=True)]
+            self.large = [size > spec.LARGE_ROW_BYTES for size in sizes]
+            sizes = [0 if is_large else size for size, is_large in zip(sizes, self.large, strict=True)]
         self._starts = tuple(accumulate(sizes, initial=0))
         self._data = self._data[head:]
         _need(self._starts[-1] == len(self._data), "not the size of its rows")
-
-    @property
-    def has_large(self) -> bool:
-        """Whether there is a row with a key of its own."""
-        return self._large is not None
 
     @property
     def held_bytes(self) -> int:
@@ -256,7 +259,7 @@ class BlockRows:
         """As :meth:`value`, for many rows; what it raises is said by :meth:`value` in our words."""
         if self._take is None:
             self._take = self._taker()
-        return self._take if self.states is None and self._large is None else self._value
+        return self._take if self.states is None and self.large is None else self._value
 
     def views(self) -> Callable[[int], Any]:
         """As :meth:`taker`, but bytes and the UTF-8 of texts may be views of where they lie."""
@@ -270,7 +273,7 @@ class BlockRows:
         if self.states is not None and self.states[row]:
             return None if self.states[row] == 1 else ABSENT
         place = row if self._places is None else int(self._places[row])
-        if self._large is not None and self._large[place]:
+        if self.large is not None and self.large[place]:
             assert self.fetch is not None
             return self._ragged_value(self.fetch(row), place)
         if self._take is None:
@@ -301,7 +304,7 @@ class BlockRows:
             items: list[Any] = np.frombuffer(data, column.dtype).tolist()
             return items.__getitem__
         if column.type == "tensor" and size:
-            return _tensor_taker(column, data, size)
+            return tensor_taker(column.dtype, shape, data, size)
         if column.type == "array" and size and shape:
             arrays = np.frombuffer(data, dtypes.array_dtype(column.dtype)).reshape(-1, *shape)
             return lambda place: arrays[place].copy()
@@ -327,18 +330,6 @@ class BlockRows:
             return decode_image(memoryview(data))
         assert self.shapes is not None
         return decode_array(type_, self._column.dtype, self.shapes[place].tolist(), data)
-
-
-def _tensor_taker(column: Column, data: Array, size: int) -> Callable[[int], Any]:
-    """A function from a place to a tensor of its own. NumPy copies small rows faster than PyTorch, if it knows them."""
-    import torch
-
-    shape, dtype = column.fixed_shape or (), dtypes.array_dtype_of_tensor(column.dtype)
-    if dtype is not None:
-        arrays = np.frombuffer(data, dtype).reshape(-1, *shape)
-        return lambda place: torch.from_numpy(arrays[place, ...].copy())
-    rows, torch_dtype = data.reshape(-1, size), dtypes.tensor_dtype(column.dtype)
-    return lambda place: torch.from_numpy(rows[place].copy()).view(torch_dtype).view(shape)
 
 
 def _need(condition: Any, what: str) -> None:

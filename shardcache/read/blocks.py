@@ -126,7 +126,7 @@ class Blocks:
             found = BlockRows(self.manifest.columns[position], form, body, rows, self._decode)
         except (BodyError, ValueError) as error:
             raise block.damaged(place, f"a body that is {error}") from None
-        if found.has_large:
+        if found.large is not None:
             found.fetch = partial(self._large, number, position)
         return found
 
