@@ -45,7 +45,8 @@ def ended(
     if seconds is not None:
         time.sleep(seconds)
         for one in whom(pid):
-            os.kill(one, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a worker that has just ended by itself
+                os.kill(one, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
