@@ -1,8 +1,9 @@
-"""What the system says of processes that are not children of the tests."""
+"""What other processes do, as a test sees it: also of those that are not its children."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 
 def is_alive(pid: int) -> bool:
@@ -19,3 +20,11 @@ def alive_after(seconds: float, pids: Iterable[int]) -> list[int]:
         time.sleep(0.01)
         left = [pid for pid in left if is_alive(pid)]
     return left
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    """Until something has come about; a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

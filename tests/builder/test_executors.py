@@ -4,9 +4,8 @@ import concurrent.futures
 import os
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from shardcache.builder.staging import Staging
 from shardcache.builder.work import Work
 from tests.builder.conftest import digests, files
 from tests.builder.sources import Logged, Made, NoFork, Traced, factory, mixed
+from tests.processes import wait_for
 
 distributed = pytest.importorskip("distributed")
 
@@ -120,13 +120,6 @@ def test_an_error_of_a_sample_is_the_same_through_any_executor_and_the_build_con
     assert not list((tmp_path / "c.partial").glob("attempts-*"))
     build(Logged(400, log), tmp_path / "c", executor=executor)
     assert digests(tmp_path / "c") == expected
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("executor", ["processes", "loky"], indirect=True)

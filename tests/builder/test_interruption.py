@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from shardcache.format import spec
 from tests.builder.conftest import digests
 from tests.builder.sources import Made, Traced, mixed
 from tests.format.test_shard import small_disk
-from tests.processes import alive_after
+from tests.processes import alive_after, wait_for
 
 ROOT = Path(__file__).parents[2]
 SIZE = 500
@@ -30,13 +28,6 @@ pytestmark = pytest.mark.usefixtures("many_shards")
 
 def build(dataset: Any, path: Path, **options: Any) -> Any:
     return shardcache.build(dataset, path, **{"block_bytes": 20_000, "progress": False, **options})
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def readers(log: Path) -> set[int]:

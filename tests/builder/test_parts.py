@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from shardcache.builder.staging import Staging
 from shardcache.format import provenance, spec
 from tests.builder.conftest import digests, files
 from tests.builder.sources import Endless, Made, Traced, factory, mixed
+from tests.processes import wait_for
 
 SIZE = 600
 
@@ -63,13 +62,6 @@ def started() -> Any:
     for process in processes:
         process.kill()
         process.join()
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_parts_one_after_another_come_to_the_same_bytes_as_a_plain_build(tmp_path):
