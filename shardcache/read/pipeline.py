@@ -103,10 +103,14 @@ class Pipeline:
         steps, at_once = iter(steps), self._recipe.steps_at_once
         planned = at_once
         while some := list(islice(steps, planned)):
-            rows, ends = self._reader.rows(some), self._reader.ends(some)
-            for start in range(0, len(some), at_once):
-                stop = min(start + at_once, len(some))
-                yield some[start:stop], rows.part(slice(ends[start], ends[stop]))
+            rows = self._reader.rows(some)
+            if len(some) <= at_once:
+                yield some, rows
+            else:
+                ends = self._reader.ends(some)
+                for start in range(0, len(some), at_once):
+                    stop = min(start + at_once, len(some))
+                    yield some[start:stop], rows.part(slice(ends[start], ends[stop]))
             planned = max(at_once, min(2 * planned, self._recipe.steps_planned))
 
     def draft(self, steps: list[int], rows: Rows) -> Draft:
