@@ -31,6 +31,7 @@ from shardcache.builder.shards import Report, ShardRecord, WrittenShard, write_s
 from shardcache.builder.source import Source
 from shardcache.builder.work import Work, sendable
 from shardcache.errors import BuildError, SampleError, UsageError, WorkerDiedError
+from shardcache.read.orphans import exit_after
 
 _MAX_ATTEMPTS = 3
 _PATIENCE_S = 5  # with a worker that was asked to end
@@ -280,14 +281,9 @@ def _end_with_parent() -> None:
     """A worker whose parent was killed would write on into what the next build continues."""
     with suppress(AttributeError, OSError, TypeError):  # Linux does it at once, also where a sample holds the GIL
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    threading.Thread(target=_watch_parent, daemon=True).start()
-
-
-def _watch_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    threading.Thread(target=exit_after, args=(parent.sentinel,), daemon=True).start()
 
 
 def _limit_threads() -> None:

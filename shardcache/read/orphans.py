@@ -19,9 +19,10 @@ def end_with_parent() -> None:
     if parent is None or parent.pid == os.getppid() or _watching == os.getpid():
         return
     _watching = os.getpid()
-    threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True, name="shardcache-orphans").start()
+    threading.Thread(target=exit_after, args=(parent.sentinel,), daemon=True, name="shardcache-orphans").start()
 
 
-def _watch(sentinel: int) -> None:
+def exit_after(sentinel: int) -> None:
+    """End this process when the one has ended whose sentinel this is; for a thread that waits for nothing else."""
     multiprocessing.connection.wait([sentinel])
     os._exit(1)  # nobody is left to hear of anything
