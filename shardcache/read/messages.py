@@ -7,7 +7,6 @@ import io
 import os
 import pickle
 import traceback
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -26,21 +25,16 @@ _DTYPES = {value: name for name, value in vars(torch).items() if isinstance(valu
 _NAMES = {dtype: name for dtype, name in _DTYPES.items() if not name.startswith("q")}  # quantized: not bytes alone
 
 
-def put(queue_put: Callable[..., None], rings: Rings, content: object, *args: Any, **kwargs: Any) -> None:
-    """Stands in for the `put` of a queue."""
-    queue_put(_Message(rings, content), *args, **kwargs)
+class Message:
+    """For a queue's thread, which pickles it when it gets to it; ``packed`` is what :func:`pack` gave before."""
 
+    __slots__ = ("content", "packed", "rings")
 
-class _Message:
-    """It becomes bytes when the queue's thread gets to it."""
-
-    __slots__ = ("content", "rings")
-
-    def __init__(self, rings: Rings, content: object) -> None:
-        self.rings, self.content = rings, content
+    def __init__(self, rings: Rings, content: object, packed: bytes | None = None) -> None:
+        self.rings, self.content, self.packed = rings, content, packed
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return unpack, (pack(self.rings, self.content),)
+        return pickle.loads, (self.packed or pack(self.rings, self.content),)
 
 
 def pack(rings: Rings, content: object) -> bytes:
@@ -52,7 +46,8 @@ def pack(rings: Rings, content: object) -> bytes:
     pickler = (_RowsPickler if rings.have_rows else _Pickler)(file, rings)
     try:
         pickler.dump(with_parcels(content, rings, {}))
-        return file.getvalue()
+        payload = file.getvalue()
+        return pickle.dumps(_WithRows(payload), 5) if rings.have_rows else payload
     except Exception:
         pickler.withdraw()
         try:
@@ -74,8 +69,20 @@ def _failure(error: Exception) -> ExceptionWrapper:
     return ExceptionWrapper((TypeError, failure, None), where=f"in process {os.getpid()}")
 
 
+class _WithRows:
+    """What a pickler of rows made: a queue's own way to unpickle would not know what they are."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpack, (self.payload,)
+
+
 def unpack(payload: bytes) -> object:
-    """What `pack` was given; called where the message arrives."""
+    """What a pickler of rows was given; called where the message arrives."""
     return _Unpickler(io.BytesIO(payload)).load()
 
 

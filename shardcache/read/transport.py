@@ -10,6 +10,7 @@ Who pickles
     worker's queue, whose `put` is wrapped (on this one object): its messages are pickled by ``_Pickler``, which
     looks at where a tensor's data really lies, not at which object it is. A view or a slice of a batch therefore
     travels through the ring as well; ``copy.deepcopy``, ``pickle.dumps`` and other queues never learn of it.
+    The message is short, so it is sent at once, without the queue's thread (``outbox.py``).
     Other tensors in a message are copied into the ring: the results of transforms profit too. Lists of bytes and texts
     lie there on their way, and are made again where they arrive (``parcels.py``). Only what asks for more (shared
     memory of the user's, gradients, subclasses, other devices) travels torch's way.
@@ -34,7 +35,6 @@ import math
 import multiprocessing
 import os
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from multiprocessing.queues import Queue
 from typing import Any, Protocol
@@ -46,7 +46,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from shardcache.errors import UsageError
-from shardcache.read import loans, messages
+from shardcache.read import loans
+from shardcache.read.outbox import Outbox
 from shardcache.read.ring import LEAST_BYTES, Ring, Rings, align
 
 __all__ = ["RingTransport", "Shapes", "TorchTransport", "Transport", "transport"]
@@ -103,7 +104,7 @@ class RingTransport:
             raise UsageError(f"slots must be at least 1, not {slots}")
         self._rings = Rings(slots)
         for queue in queues:
-            vars(queue)["put"] = partial(messages.put, queue.put, self._rings)
+            vars(queue)["put"] = Outbox(queue, self._rings).put
 
     def batch(self, shapes: Shapes) -> list[Tensor]:
         """See `Transport.batch`. The tensors cannot grow in place (`resize_` to more elements raises)."""

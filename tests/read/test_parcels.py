@@ -1,5 +1,6 @@
 """Lists of bytes, texts and tensors from worker to consumer: what arrives is what was sent, whichever way it took."""
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ def sent(content: Any, slots: int = 4) -> Any:
     """What arrives of a message, here in one process; its pickle holds nothing that went through the ring."""
     rings = Rings(slots)
     payload = messages.pack(rings, (0, content))
-    found = messages.unpack(payload)[1]  # type: ignore[index]
+    found = pickle.loads(payload)[1]
     return found, len(payload)
 
 
@@ -108,7 +109,7 @@ def test_what_does_not_fit_into_the_ring_goes_through_the_pipe() -> None:
     values = {"b": [b"a" * BIG, None], "t": ["\u00fc" * BIG, "\ud800"], "n": [torch.ones(BIG), torch.zeros(3)]}
     payload = messages.pack(rings, (0, values))
     assert len(payload) > 4 * BIG
-    found = messages.unpack(payload)[1]  # type: ignore[index]
+    found = pickle.loads(payload)[1]
     assert exact(found) == exact(values)
     del kept
 
