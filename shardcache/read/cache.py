@@ -27,6 +27,7 @@ from shardcache.read.fields import Assembler, Field, Schema
 from shardcache.read.geometry import Gaps, Geometry, Selection
 from shardcache.read.held import HeldBlocks
 from shardcache.read.hold import Hold, replaced
+from shardcache.read.places import Places
 
 
 def open(path: str | os.PathLike[str], *, types: Sequence[type] = (), io: str = "auto") -> "Cache":
@@ -92,6 +93,7 @@ class Cache(Dataset[Any]):
         self.schema = Schema(self.manifest)
         self.blocks = Blocks(path, self.manifest, types, resolve_io(io, path), self._hold)
         self._permutation = self.manifest.permutation()
+        self._places = None if self._permutation is None else Places(self._permutation)
         self._size = self.manifest.kept if selected is None else len(selected)
         self._assembler = Assembler(self.manifest, self.schema.fields, types)
         self._held = HeldBlocks(self.blocks, self._assembler)
@@ -103,10 +105,11 @@ class Cache(Dataset[Any]):
         return self._size
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.__getitems__(range(*index.indices(len(self))))
-        if isinstance(index, (list, tuple, range)) or getattr(index, "ndim", 0) == 1:
-            return self.__getitems__(index)
+        if type(index) is not int:  # as it most often is
+            if isinstance(index, slice):
+                return self.__getitems__(range(*index.indices(len(self))))
+            if isinstance(index, (list, tuple, range)) or getattr(index, "ndim", 0) == 1:
+                return self.__getitems__(index)
         number, offset = divmod(self._row(index), self.manifest.rows_per_block)
         return self._held.samples(number)(offset)
 
@@ -131,7 +134,7 @@ class Cache(Dataset[Any]):
     def _row(self, index: Any) -> int:
         """Where a sample lies."""
         source = self.source_index(index)
-        return source if self._permutation is None else self._permutation.inverse(source)
+        return source if self._places is None else self._places.row(source)
 
     def source_index(self, index: Any) -> int:
         """The index in the dataset of the sample ``cache[index]``.

@@ -1,0 +1,31 @@
+"""Where single samples lie: a permutation that is asked for one number after the other."""
+
+from array import array
+
+import numpy as np
+
+from shardcache.format.permutation import Permutation, Windows
+
+MAX_TABLE = 1 << 18  # entries, of four bytes
+_PART = 32  # of all: once so many were worked out, to write all down costs about as much again
+
+
+class Places:
+    """The row of a source index, one at a time. What was asked for often is written down, if it is short."""
+
+    def __init__(self, permutation: Permutation | Windows) -> None:
+        self._permutation, self._table = permutation, array("I")
+        length = permutation.length
+        self._left = length // _PART if length <= MAX_TABLE else -1  # to be worked out before; -1: all
+
+    def row(self, source: int) -> int:
+        """Where the sample of an index in the dataset lies."""
+        if self._table:
+            return self._table[source]
+        if self._left > 0:
+            self._left -= 1
+        elif self._left == 0:
+            rows = self._permutation.inverse(np.arange(self._permutation.length))
+            self._table = array("I", rows.astype(np.uint32).tobytes())
+            return self._table[source]
+        return self._permutation.inverse(source)
