@@ -12,7 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from benchmarks.peers import photographs, report
+from benchmarks.peers import ours, photographs, report
 from benchmarks.peers.beton import FFCV_LOADER
 from benchmarks.peers.data import SEED, WORKLOADS, prepare
 from benchmarks.peers.grain_records import GRAIN
@@ -20,7 +20,6 @@ from benchmarks.peers.hugging_face import HF_ITERABLE, HF_MAP
 from benchmarks.peers.lit import LITDATA
 from benchmarks.peers.measure import Measurement, machine
 from benchmarks.peers.mosaic import STREAMING
-from benchmarks.peers.ours import BUFFER, DEFAULT, MAPPED, RAW
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.plain import MEMMAP, OBJECTS, SOURCE
 from benchmarks.peers.tars import WEBDATASET
@@ -29,10 +28,7 @@ from benchmarks.peers.td import TENSORDICT
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        DEFAULT,
-        RAW,
-        MAPPED,
-        BUFFER,
+        *ours.ALL,
         OBJECTS,
         SOURCE,
         MEMMAP,
@@ -67,7 +63,7 @@ def run(arguments: argparse.Namespace, root: Path) -> list[str]:
         print(note)
     for name in arguments.workload.split(",") if arguments.workload != "all" else WORKLOADS:
         source = prepare(WORKLOADS[name], root, arguments.short)
-        peers = [peer for peer in _chosen(arguments.peers) if peer.name != "shardcache-raw-8192" or name == "patches"]
+        peers = [peer for peer in _chosen(arguments.peers) if name in peer.workloads]
         measurement = Measurement(source, root, peers, arguments.seconds, lambda line: print(line, flush=True))
         with contextlib.closing(measurement):
             carry_out(measurement, arguments)

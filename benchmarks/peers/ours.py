@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 import shardcache
-from benchmarks.peers.data import SIDE
+from benchmarks.peers.data import SIDE, WORKLOADS
 from benchmarks.peers.peer import COLD, EPOCHS, MODES, THREAD, THREADS, WORKERS, Epoch, Peer, Task, of_workers
 
 
@@ -21,8 +21,16 @@ class Ours(Peer):
     package = "shardcache"
     modes = MODES
 
-    def __init__(self, name: str, note: str, build: dict[str, Any], store: str = "", **options: Any) -> None:
-        self.name, self.note = name, note
+    def __init__(
+        self,
+        name: str,
+        note: str,
+        build: dict[str, Any],
+        store: str = "",
+        only: tuple[str, ...] = tuple(WORKLOADS),
+        **options: Any,
+    ) -> None:
+        self.name, self.note, self.workloads = name, note, only
         self._build, self._store, self._options = build, store or name, options
         if "shuffle_buffer" in options:
             self.modes = EPOCHS
@@ -81,12 +89,27 @@ class Ours(Peer):
 
 
 _RAW = {"codec": "none"}
+_LARGE = {**_RAW, "block_bytes": 512 << 10}
+SMALL_ROWS = ("patches", "jpeg", "text")  # others have rows that are a block by themselves, or are slow to decode
+
 DEFAULT = Ours("shardcache", "all defaults", {})
 RAW = Ours("shardcache-raw", "codec='none', else defaults", _RAW)
+MAPPED = Ours("shardcache-raw-mapped", "codec='none', io='mmap' in workers too", _RAW, "shardcache-raw", io="mmap")
+LARGE = Ours("shardcache-raw-512k", "codec='none', block_bytes=512 KiB, else defaults", _LARGE, only=SMALL_ROWS)
+LARGE_MAPPED = Ours(
+    "shardcache-raw-512k-mapped",
+    "codec='none', block_bytes=512 KiB, io='mmap' in workers too",
+    _LARGE,
+    "shardcache-raw-512k",
+    only=SMALL_ROWS,
+    io="mmap",
+)
 BUFFER = Ours(
     "shardcache-raw-8192",
     "codec='none', block_bytes=512 KiB, shuffle_buffer=8192",
-    {**_RAW, "block_bytes": 512 << 10},
+    _LARGE,
+    "shardcache-raw-512k",
+    only=("patches",),
     shuffle_buffer=8192,
 )
-MAPPED = Ours("shardcache-raw-mapped", "codec='none', io='mmap' in workers too", _RAW, "shardcache-raw", io="mmap")
+ALL = (DEFAULT, RAW, MAPPED, LARGE, LARGE_MAPPED, BUFFER)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from benchmarks.peers.data import Source, decode
+from benchmarks.peers.data import WORKLOADS, Source, decode
 
 # How batches are asked for.
 PROCESS, THREAD, THREADS, WORKERS = "in process", "one thread", "two threads", "two workers"
@@ -44,6 +44,7 @@ class Peer:
     package = ""  # whose version is recorded
     note = ""  # how it was set up
     modes: tuple[str, ...] = (PROCESS, WORKERS, SAMPLES, RANDOM, COLD)
+    workloads: tuple[str, ...] = tuple(WORKLOADS)
     kinds: tuple[str, ...] = ("array", "bytes", "text", "decoded")
     keeps_order = True  # what it has written, it numbers as the source does
     is_exclusive = False  # two loaders of the same folder cannot be open at once

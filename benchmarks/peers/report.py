@@ -11,7 +11,14 @@ from benchmarks.peers import plots
 from benchmarks.peers.data import WORKLOADS
 from benchmarks.peers.peer import COLD, MODES, PROCESS, RANDOM, SAMPLES, THREAD, THREADS, WORKERS
 
-OURS = ("shardcache", "shardcache-raw", "shardcache-raw-mapped", "shardcache-raw-8192")
+BY_DEFAULT = (  # of ours, with the shuffle buffer that is the default
+    "shardcache",
+    "shardcache-raw",
+    "shardcache-raw-mapped",
+    "shardcache-raw-512k",
+    "shardcache-raw-512k-mapped",
+)
+OURS = (*BY_DEFAULT, "shardcache-raw-8192")
 SLOW_FORMATS = ("litdata", "streaming", "webdataset", "hf-map", "hf-iterable")
 
 # What is compared: the words, the workloads, the mode, our setting, the others (the fastest of them counts), the aim.
@@ -59,7 +66,7 @@ def comparisons(results: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, 
         for result in results:
             if result["workload"] not in workloads:
                 continue
-            mine = [ours] if ours != "best" else list(OURS[:3])
+            mine = [ours] if ours != "best" else list(BY_DEFAULT)
             names = [name for name in others or result["peers"] if name not in OURS and rate(result, name, mode)]
             best = max(mine, key=lambda name: rate(result, name, mode) or 0)
             if names and rate(result, best, mode):
