@@ -153,7 +153,7 @@ class TestReadOnly:
 
 
 LONG = """
-import gc, os, sys
+import gc, os, sys, threading
 import shardcache
 
 def resident():
@@ -171,6 +171,8 @@ for epoch in range(50):
     loader.set_epoch(epoch)
     assert sum(len(index) for index, _ in loader) == 1000
     if epoch in (15, 49):
+        for thread in threading.enumerate()[1:] if not persistent else ():
+            thread.join(60)  # torch's, of the queues to workers that have ended: it is they who close them
         gc.collect()
         print(len(os.listdir("/proc/self/fd")), mappings(), resident())
 """
