@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import traceback
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -25,29 +26,29 @@ _DTYPES = {value: name for name, value in vars(torch).items() if isinstance(valu
 _NAMES = {dtype: name for dtype, name in _DTYPES.items() if not name.startswith("q")}  # quantized: not bytes alone
 
 
-class Message:
-    """For a queue's thread, which pickles it when it gets to it; ``packed`` is what :func:`pack` gave before."""
+class Packed:
+    """A message that is bytes already, on its way through another pickler; ``load`` is called where it arrives."""
 
-    __slots__ = ("content", "packed", "rings")
+    __slots__ = ("load", "payload")
 
-    def __init__(self, rings: Rings, content: object, packed: bytes | None = None) -> None:
-        self.rings, self.content, self.packed = rings, content, packed
+    def __init__(self, payload: bytes, load: Callable[[bytes], object] = pickle.loads) -> None:
+        self.payload, self.load = payload, load
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (self.packed or pack(self.rings, self.content),)
+        return self.load, (self.payload,)
 
 
 def pack(rings: Rings, content: object) -> bytes:
-    """Pickle a message, whatever happens: the queue's thread only prints what is raised, and the consumer waits on.
+    """Pickle a message, for ``pickle.loads``; whatever happens, since the consumer would wait for it without end.
 
     Should the ring fail, torch's way is next; what cannot be pickled at all becomes an error that is raised there.
     """
-    file = io.BytesIO()
-    pickler = (_RowsPickler if rings.have_rows else _Pickler)(file, rings)
+    file, have_rows = io.BytesIO(), rings.have_rows
+    pickler = (_RowsPickler if have_rows else _Pickler)(file, rings)
     try:
         pickler.dump(with_parcels(content, rings, {}))
         payload = file.getvalue()
-        return pickle.dumps(_WithRows(payload), 5) if rings.have_rows else payload
+        return pickle.dumps(Packed(payload, unpack), 5) if have_rows else payload
     except Exception:
         pickler.withdraw()
         try:
@@ -69,20 +70,8 @@ def _failure(error: Exception) -> ExceptionWrapper:
     return ExceptionWrapper((TypeError, failure, None), where=f"in process {os.getpid()}")
 
 
-class _WithRows:
-    """What a pickler of rows made: a queue's own way to unpickle would not know what they are."""
-
-    __slots__ = ("payload",)
-
-    def __init__(self, payload: bytes) -> None:
-        self.payload = payload
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return unpack, (self.payload,)
-
-
 def unpack(payload: bytes) -> object:
-    """What a pickler of rows was given; called where the message arrives."""
+    """What a pickler of rows was given: ``pickle.loads`` would not know what they are."""
     return _Unpickler(io.BytesIO(payload)).load()
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from multiprocessing.queues import Queue
 from typing import Any
 
-from shardcache.read.messages import Message, pack
+from shardcache.read.messages import Packed, pack
 from shardcache.read.ring import Rings
 
 PATIENCE_S = 0.05  # for another worker that writes
@@ -33,17 +33,14 @@ class Outbox:
 
     def put(self, content: object, *args: Any, **kwargs: Any) -> None:
         """As that of the queue."""
-        packed = None
-        if self._queue._thread is None and not self._queue._closed:
-            packed = pack(self._rings, content)
-            if self._write(packed):
-                return
-        self._put(Message(self._rings, content, packed), *args, **kwargs)
+        packed = pack(self._rings, content)
+        if not self._write(packed):
+            self._put(Packed(packed), *args, **kwargs)
 
     def _write(self, packed: bytes) -> bool:
         """Write a message, if nothing has to be waited for but another worker that does the same."""
         queue = self._queue
-        if not queue._wlock.acquire(timeout=PATIENCE_S):
+        if queue._closed or queue._thread is not None or not queue._wlock.acquire(timeout=PATIENCE_S):
             return False
         try:
             if not self._has_room(_LENGTH_BYTES + len(packed)) or not queue._sem.acquire(block=False):

@@ -1,5 +1,6 @@
 """Where single samples lie: a permutation that is asked for one number after the other."""
 
+import math
 from array import array
 
 import numpy as np
@@ -16,16 +17,15 @@ class Places:
     def __init__(self, permutation: Permutation | Windows) -> None:
         self._permutation, self._table = permutation, array("I")
         length = permutation.length
-        self._left = length // _PART if length <= MAX_TABLE else -1  # to be worked out before; -1: all
+        self._left = length // _PART if length <= MAX_TABLE else math.inf  # to be worked out before
 
     def row(self, source: int) -> int:
         """Where the sample of an index in the dataset lies."""
         if self._table:
             return self._table[source]
-        if self._left > 0:
+        if self._left:
             self._left -= 1
-        elif self._left == 0:
-            rows = self._permutation.inverse(np.arange(self._permutation.length))
-            self._table = array("I", rows.astype(np.uint32).tobytes())
-            return self._table[source]
-        return self._permutation.inverse(source)
+            return self._permutation.inverse(source)
+        rows = self._permutation.inverse(np.arange(self._permutation.length))
+        self._table = array("I", rows.astype(np.uint32).tobytes())
+        return self._table[source]

@@ -72,7 +72,7 @@ def test_memory_in_use_is_never_given_out_again(steps: list[tuple[str, int]]) ->
             made.append((value, make(source, size, value)))
         elif made and step == "send":
             kept, tensor = made[size % len(made)]
-            received.append((kept, pickle.loads(messages.pack(source._rings, tensor))))  # type: ignore[arg-type]
+            received.append((kept, pickle.loads(messages.pack(source._rings, tensor))))
         elif made and step == "forget":
             made.pop(size % len(made))
         elif received and step == "drop":
