@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace, root: Path) -> list[str]:
         print(note)
     for name in arguments.workload.split(",") if arguments.workload != "all" else WORKLOADS:
         source = prepare(WORKLOADS[name], root, arguments.short)
-        peers = [peer for peer in _chosen(arguments.peers) if name in peer.workloads]
+        peers = _chosen(arguments.peers)
         measurement = Measurement(source, root, peers, arguments.seconds, lambda line: print(line, flush=True))
         with contextlib.closing(measurement):
             carry_out(measurement, arguments)

@@ -30,7 +30,7 @@ class Measurement:
         self.contenders = [
             Contender(peer, Task(source, root / workload.name / peer.store))
             for peer in peers
-            if workload.kind in peer.kinds
+            if workload.kind in peer.kinds and workload.name in peer.workloads
         ]
         self.failures: list[str] = []
         self.result: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 import shardcache
-from benchmarks.peers.data import SIDE, WORKLOADS
+from benchmarks.peers.data import SIDE
 from benchmarks.peers.peer import COLD, EPOCHS, MODES, THREAD, THREADS, WORKERS, Epoch, Peer, Task, of_workers
 
 
@@ -27,7 +27,7 @@ class Ours(Peer):
         note: str,
         build: dict[str, Any],
         store: str = "",
-        only: tuple[str, ...] = tuple(WORKLOADS),
+        only: tuple[str, ...] = Peer.workloads,
         **options: Any,
     ) -> None:
         self.name, self.note, self.workloads = name, note, only
@@ -94,13 +94,13 @@ SMALL_ROWS = ("patches", "jpeg", "text")  # others have rows that are a block by
 
 DEFAULT = Ours("shardcache", "all defaults", {})
 RAW = Ours("shardcache-raw", "codec='none', else defaults", _RAW)
-MAPPED = Ours("shardcache-raw-mapped", "codec='none', io='mmap' in workers too", _RAW, "shardcache-raw", io="mmap")
+MAPPED = Ours("shardcache-raw-mapped", "codec='none', io='mmap' in workers too", _RAW, RAW.store, io="mmap")
 LARGE = Ours("shardcache-raw-512k", "codec='none', block_bytes=512 KiB, else defaults", _LARGE, only=SMALL_ROWS)
 LARGE_MAPPED = Ours(
     "shardcache-raw-512k-mapped",
     "codec='none', block_bytes=512 KiB, io='mmap' in workers too",
     _LARGE,
-    "shardcache-raw-512k",
+    LARGE.store,
     only=SMALL_ROWS,
     io="mmap",
 )
@@ -108,7 +108,7 @@ BUFFER = Ours(
     "shardcache-raw-8192",
     "codec='none', block_bytes=512 KiB, shuffle_buffer=8192",
     _LARGE,
-    "shardcache-raw-512k",
+    LARGE.store,
     only=("patches",),
     shuffle_buffer=8192,
 )

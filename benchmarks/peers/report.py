@@ -7,24 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import plots
+from benchmarks.peers import ours, plots
 from benchmarks.peers.data import WORKLOADS
 from benchmarks.peers.peer import COLD, MODES, PROCESS, RANDOM, SAMPLES, THREAD, THREADS, WORKERS
 
-BY_DEFAULT = (  # of ours, with the shuffle buffer that is the default
-    "shardcache",
-    "shardcache-raw",
-    "shardcache-raw-mapped",
-    "shardcache-raw-512k",
-    "shardcache-raw-512k-mapped",
-)
-OURS = (*BY_DEFAULT, "shardcache-raw-8192")
+OURS = tuple(peer.name for peer in ours.ALL)
+LIKE_FFCV = ours.BUFFER.name  # with the shuffle buffer that is compared with FFCV; the others have the default
 SLOW_FORMATS = ("litdata", "streaming", "webdataset", "hf-map", "hf-iterable")
 
 # What is compared: the words, the workloads, the mode, our setting, the others (the fastest of them counts), the aim.
 AIMS = (
-    ("against FFCV, RANDOM, os_cache=True, one thread", ("patches",), THREAD, "shardcache-raw-8192", ("ffcv",), 1.25),
-    ("against FFCV, RANDOM, os_cache=True, two threads", ("patches",), THREADS, "shardcache-raw-8192", ("ffcv",), 1.25),
+    ("against FFCV, RANDOM, os_cache=True, one thread", ("patches",), THREAD, LIKE_FFCV, ("ffcv",), 1.25),
+    ("against FFCV, RANDOM, os_cache=True, two threads", ("patches",), THREADS, LIKE_FFCV, ("ffcv",), 1.25),
     ("DataLoader, two workers, against the fastest of five", tuple(WORKLOADS), WORKERS, "best", SLOW_FORMATS, 10),
     ("in process, against the fastest of five", tuple(WORKLOADS), PROCESS, "best", SLOW_FORMATS, None),
     ("sample by sample, against LitData", tuple(WORKLOADS), SAMPLES, "best", ("litdata",), 5),
@@ -62,11 +56,11 @@ def ratio(result: dict[str, Any], ours: str, other: str, mode: str) -> float | N
 
 def comparisons(results: list[dict[str, Any]]) -> Iterator[tuple[str, str, str, float, float | None]]:
     """What, workload, our setting and the other, ratio, aim."""
-    for words, workloads, mode, ours, others, aim in AIMS:
+    for words, workloads, mode, one, others, aim in AIMS:
         for result in results:
             if result["workload"] not in workloads:
                 continue
-            mine = [ours] if ours != "best" else list(BY_DEFAULT)
+            mine = [one] if one != "best" else [name for name in OURS if name != LIKE_FFCV]
             names = [name for name in others or result["peers"] if name not in OURS and rate(result, name, mode)]
             best = max(mine, key=lambda name: rate(result, name, mode) or 0)
             if names and rate(result, best, mode):
