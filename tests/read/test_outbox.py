@@ -9,6 +9,7 @@ import pytest
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shardcache.read import outbox
+from shardcache.read.messages import Packed
 from shardcache.read.transport import RingTransport, transport
 
 IN_A_PAGE, IN_AN_EMPTY_PIPE, MORE = 1000, 6000, 100_000  # bytes
@@ -19,6 +20,7 @@ def queue() -> Any:
     made: Any = multiprocessing.Queue()
     RingTransport(made)
     yield made
+    made.cancel_join_thread()  # a test that failed has left messages that nobody reads
     made.close()
 
 
@@ -46,6 +48,21 @@ def test_messages_keep_their_order_when_the_pipe_is_full(queue: Any) -> None:
     assert found == [(number, bytes(size)) for number, size in enumerate(sizes)]
     queue.put((0, "more"))
     assert queue.get(timeout=30) == (0, "more")
+
+
+def test_what_the_thread_has_not_sent_yet_is_not_overtaken(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, reduce = threading.Event(), Packed.__reduce__
+
+    def when_told(packed: Packed) -> Any:
+        go_on.wait(30)
+        return reduce(packed)
+
+    monkeypatch.setattr(Packed, "__reduce__", when_told)
+    queue.put((0, bytes(MORE)))
+    queue.put((1, "there is room for it"))
+    assert queue.empty()
+    go_on.set()
+    assert [queue.get(timeout=30)[0] for _ in range(2)] == [0, 1]
 
 
 def test_another_writer_that_does_not_end_is_not_waited_for(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
