@@ -19,6 +19,7 @@ from benchmarks.peers.grain_records import GRAIN
 from benchmarks.peers.hugging_face import HF_ITERABLE, HF_MAP
 from benchmarks.peers.lit import LITDATA
 from benchmarks.peers.measure import Measurement, machine
+from benchmarks.peers.memory import MEMORY
 from benchmarks.peers.mosaic import STREAMING
 from benchmarks.peers.peer import Peer
 from benchmarks.peers.plain import MEMMAP, OBJECTS, SOURCE
@@ -29,6 +30,7 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         *ours.ALL,
+        MEMORY,
         OBJECTS,
         SOURCE,
         MEMMAP,

@@ -17,7 +17,7 @@ from benchmarks.peers.data import Source
 from benchmarks.peers.peer import COLD, EPOCHS, MODES, RANDOM, SAMPLES, Peer, Task
 
 BUILDERS = ("shardcache", "litdata")  # whose builds take turns
-WITHOUT_A_FORMAT = ("objects", "source")
+WITHOUT_A_FORMAT = ("memory", "objects", "source")
 RAW_BYTES_OF_SMALLEST = 16 << 20  # the strongest settings take long: on so many bytes of the workload
 
 

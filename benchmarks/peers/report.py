@@ -9,10 +9,13 @@ from typing import Any
 
 from benchmarks.peers import ours, plots
 from benchmarks.peers.data import WORKLOADS
+from benchmarks.peers.memory import MEMORY
 from benchmarks.peers.peer import COLD, MODES, PROCESS, RANDOM, SAMPLES, THREAD, THREADS, WORKERS
 
 OURS = tuple(peer.name for peer in ours.ALL)
 LIKE_FFCV = ours.BUFFER.name  # with the shuffle buffer that is compared with FFCV; the others have the default
+LIMIT = MEMORY.name
+COPIED = tuple(name for name, workload in WORKLOADS.items() if workload.kind in MEMORY.kinds)
 SLOW_FORMATS = ("litdata", "streaming", "webdataset", "hf-map", "hf-iterable")
 
 # What is compared: the words, the workloads, the mode, our setting, the others (the fastest of them counts), the aim.
@@ -30,6 +33,8 @@ AIMS = (
         ("litdata", "streaming"),
         2,
     ),
+    ("the limit, one thread: a gather in memory against FFCV", ("patches",), THREAD, LIMIT, ("ffcv",), None),
+    ("the limit, sample by sample: a copy in memory against LitData", COPIED, SAMPLES, LIMIT, ("litdata",), None),
     ("cold, two workers, against the fastest of all", tuple(WORKLOADS), COLD, "best", (), None),
 )
 
@@ -125,7 +130,8 @@ HEAD = """# Results
 Written by `tools/benchmark`; see `benchmarks/peers/`. Rates are medians of rounds in which all took turns, from the
 first batch of an epoch to its last; ratios are medians of the ratios of the rounds, and bold where they fall short of
 the aim. Bytes are those on disk for one byte of the raw data; the smallest setting was tried on a part of them. Cold:
-no page of the files is in memory at the start (looked up by `mincore`); two workers or threads.
+no page of the files is in memory at the start (looked up by `mincore`); two workers or threads. The limit is no loader:
+samples that lie in memory are copied into objects of their own. Where that misses an aim, so must every loader.
 """
 
 
