@@ -3,10 +3,8 @@
 import os
 import random
 import signal
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -15,7 +13,7 @@ from shardcache.format import spec
 from tests.faults.children import in_children
 from tests.faults.figures import Asked, Figures, Outcome
 from tests.faults.victims import victim
-from tests.processes import alive_after
+from tests.processes import alive_after, kill_worker
 
 FAULT = "a worker killed in mid-epoch"
 REQUIRED = "error within 10 s, nothing left"
@@ -47,8 +45,7 @@ def kill_one(path: Path, seed: int, number: int) -> Outcome:
     for _ in range(draw.randrange(1, 30)):
         next(batches)
     workers = [process.pid for process in batches._workers]
-    killer = threading.Thread(target=_kill, args=(batches, draw.choice(workers), draw.choice(KILLS)))
-    killer.start()
+    killer = kill_worker(batches, draw.choice(workers), draw.choice(KILLS))
     start = time.monotonic()
     try:
         while time.monotonic() - start < DEADLINE_S:
@@ -67,17 +64,6 @@ def kill_one(path: Path, seed: int, number: int) -> Outcome:
     if left := shared_files([os.getpid(), *workers]):
         return Outcome("left", f"{started}: {left} in /dev/shm")
     return outcome if took < DEADLINE_S else Outcome("late", f"{started}: after {took:.1f} s")
-
-
-def _kill(batches: Any, pid: int, number: int) -> None:
-    """End a worker while it does not hold the lock of the event by which torch tells workers to stop.
-
-    Workers take it for some microseconds a batch, and it stays taken when its holder dies: ``DataLoader`` may then wait
-    for it for ever, with any dataset.
-    """
-    with batches._workers_done_event._cond:
-        os.kill(pid, number)
-        alive_after(DEADLINE_S, [pid])
 
 
 def run(asked: Asked) -> Figures:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shardcache.read import loans
 from shardcache.read.transport import RingTransport, transport
+from tests.processes import is_alive, kill_worker
 
 SIZE = 20_000  # too few for torch to use threads: a forked child could not
 
@@ -128,9 +129,10 @@ def test_batches_outlive_a_worker_that_is_killed() -> None:
     iterator = iter(load(1000))
     kept = [next(iterator) for _ in range(4)]
     worker = int(kept[0][0])
-    os.kill(worker, signal.SIGKILL)
+    killer = kill_worker(iterator, worker, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         kept.extend(iterator)
+    killer.join()
     assert all(check(tensor, number) for number, tensor in enumerate(kept))
     kept[0].fill_(7)
     del iterator
@@ -150,13 +152,6 @@ for step, tensor in enumerate(loader):
 """
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @pytest.mark.parametrize("whom", ["worker", "parent"])
 def test_nothing_is_left_after_a_kill(tmp_path: Path, whom: str) -> None:
     """Neither a process, nor a file: all that is shared has no name."""
@@ -173,13 +168,13 @@ def test_nothing_is_left_after_a_kill(tmp_path: Path, whom: str) -> None:
     assert parent.stdin is not None
     assert parent.stdout is not None
     workers = [int(word) for word in parent.stdout.readline().split()]
-    assert all(alive(pid) and len(held("maps", pid)) == 1 for pid in workers)
+    assert all(is_alive(pid) and len(held("maps", pid)) == 1 for pid in workers)
     assert len(held("maps", parent.pid)) == 2
     os.kill(workers[0] if whom == "worker" else parent.pid, signal.SIGKILL)
     if whom == "worker":
         parent.communicate("\n")
     parent.wait()
-    wait_until(lambda: not any(map(alive, workers)))
+    wait_until(lambda: not any(map(is_alive, workers)))
     assert list(tmp_path.iterdir()) == []
     assert not [name for name in set(os.listdir("/dev/shm")) - shared if str(parent.pid) in name]
     parent.stdin.close()
